@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+UV := UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv
 UV_VERSION := 0.13.9
 DEMO ?= $(BIN)/python -m examples.document_analysis.demo
 PYTEST := $(BIN)/python -m pytest
@@ -28,15 +29,18 @@ help: ## List these targets.
 
 install: $(STAMP) ## Make .venv with everything developers need (quick when nothing changed).
 
-$(STAMP): pyproject.toml uv.lock
+# The bare environment: Python and uv, which then installs the rest as locked.
+$(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Ziggurat needs Python 3.11 or newer, and '$(PYTHON)' is not: name one with 'make PYTHON=/path/to/python3.11'." >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "'$(PYTHON)' cannot make virtual environments: install its venv module, on Debian with 'apt install python3-venv'." >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@# --inexact keeps what a developer added by hand; `make clean` starts anew.
-	@UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --quiet --frozen --all-extras --inexact --python $(BIN)/python
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+# --inexact keeps what a developer added by hand; `make clean` starts anew.
+$(STAMP): pyproject.toml uv.lock | $(BIN)/uv
+	@$(UV) sync --quiet --frozen --all-extras --inexact --python $(BIN)/python
 	@touch $@
 	@echo "Installed into $(VENV)."
 
@@ -89,8 +93,8 @@ format: install ## Mend what ruff can mend.
 	@$(BIN)/ruff check --quiet --fix-only .
 	@$(BIN)/ruff format --quiet .
 
-lock: install ## Refresh uv.lock from pyproject.toml.
-	@UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv lock --python $(BIN)/python
+lock: $(BIN)/uv ## Refresh uv.lock from pyproject.toml.
+	@$(UV) lock --python $(BIN)/python
 
 clean: ## Remove .venv and everything that was built.
 	rm -rf $(VENV) build dist .import_linter_cache .hypothesis .ruff_cache
