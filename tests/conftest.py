@@ -1,0 +1,71 @@
+"""What every test can rely on: a clean environment, no network, and one way to say that a service is missing."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+#: Variables of the person who runs the tests. A test that passes only with them, or spends their money, is wrong.
+SCRUBBED_PREFIXES = ("ZIGGURAT_", "OPENAI_", "GMI_", "ANTHROPIC_", "AWS_", "GOOGLE_", "OTEL_", "REDIS_", "TEMPORAL_")
+#: Certificate bundles are facts of the machine, not of the person.
+KEPT = frozenset({"AWS_CA_BUNDLE"})
+
+# Examples are judged by their result and never by their time: other tests share the cores.
+_COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("local", **_COMMON)
+# CI draws the same examples on every run, so that a red build is about the change. `make test-long` draws many anew.
+settings.register_profile("continuous", derandomize=True, database=None, print_blob=True, **_COMMON)
+settings.register_profile("long", max_examples=2_000, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("continuous" if os.environ.get("CI") else "local"))
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(SCRUBBED_PREFIXES) and name not in KEPT:
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets of the test process reach this machine only, unless the test is marked `network`."""
+    if request.node.get_closest_marker("network"):
+        return
+    for verb in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, verb, _loopback_only(getattr(socket.socket, verb)))
+
+
+def _loopback_only(connect: Callable[[socket.socket, Any], Any]) -> Callable[[socket.socket, Any], Any]:
+    def guarded(self: socket.socket, address: Any) -> Any:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(address[0]):
+            raise ConnectionRefusedError(f"a test may not call {address[0]}; mark it `network` if that is its purpose.")
+        return connect(self, address)
+
+    return guarded
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def missing_service(what: str, install: str) -> NoReturn:
+    """End the test because `what` is not on this machine: a skip at home, a failure in CI, where everything must run."""
+    sentence = f"{what} is not on this machine. Install it with: {install}"
+    if os.environ.get("CI"):
+        pytest.fail(sentence, pytrace=False)
+    pytest.skip(sentence)
+
+
+@pytest.fixture(name="missing_service")
+def _missing_service() -> Iterator[Callable[[str, str], NoReturn]]:
+    """The function `missing_service(what, install)`, for tests that do not import this file."""
+    yield missing_service
