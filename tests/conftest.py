@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import pytest
@@ -58,7 +58,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def missing_service(what: str, install: str) -> NoReturn:
-    """End the test because `what` is not on this machine: a skip at home, a failure in CI, where everything must run."""
+    """End the test because `what` is not on this machine: a skip at home, a failure in CI, where all must run."""
     sentence = f"{what} is not on this machine. Install it with: {install}"
     if os.environ.get("CI"):
         pytest.fail(sentence, pytrace=False)
@@ -66,6 +66,6 @@ def missing_service(what: str, install: str) -> NoReturn:
 
 
 @pytest.fixture(name="missing_service")
-def _missing_service() -> Iterator[Callable[[str, str], NoReturn]]:
+def _missing_service() -> Callable[[str, str], NoReturn]:
     """The function `missing_service(what, install)`, for tests that do not import this file."""
-    yield missing_service
+    return missing_service
