@@ -1,0 +1,35 @@
+"""Time as a parameter: everything that needs the hour takes a Clock, so that tests need no sleep.
+
+`SystemClock` reads the machine; `ziggurat.testing.FakeClock` stands still until a test moves it.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+
+
+class Clock(ABC):
+    """A source of the current time."""
+
+    @abstractmethod
+    def time(self) -> float:
+        """Return the wall-clock time in seconds since the epoch, UTC."""
+
+    @abstractmethod
+    def monotonic(self) -> float:
+        """Return seconds on a clock that never goes back; only differences mean something."""
+
+
+class SystemClock(Clock):
+    """The machine's clock."""
+
+    # Bound at import: the guard that watches workflows replaces `time.time`, and must not meet its own engine.
+    _time = staticmethod(time.time)
+    _monotonic = staticmethod(time.monotonic)
+
+    def time(self) -> float:
+        return self._time()
+
+    def monotonic(self) -> float:
+        return self._monotonic()

@@ -1,0 +1,1 @@
+"""How the world reaches a system: the command line, and later HTTP."""

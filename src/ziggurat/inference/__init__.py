@@ -1,0 +1,1 @@
+"""Layer 4, inference: routing, limits, budgets, cost."""

@@ -1,0 +1,1 @@
+"""Layer 1, the orchestrator: run state, dependencies, timers, retries, control."""

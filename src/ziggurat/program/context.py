@@ -1,0 +1,150 @@
+"""What surrounds the code that is running: a run, a task's attempt, or nothing.
+
+The program asks `current_run()` or `current_attempt()`; engines and workers put themselves there through `running_in` and
+`attempting`. Two context variables, so that nothing is global and every asyncio task inherits its own surroundings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random as _random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from msgspec import Raw, Struct
+
+from ziggurat.program.options import RunOptions, TaskOptions
+from ziggurat.records import CallRecord
+
+
+class RunInfo(Struct, frozen=True, kw_only=True):
+    """The run that the code is part of."""
+
+    id: str
+    workflow: str
+    namespace: str = "default"
+    #: Counts up with every continue_as_new.
+    generation: int = 0
+    parent: str = ""
+    tags: dict[str, str] = {}
+    #: Events recorded so far; past `history_limit` the run is parked, so continue as new before.
+    history_events: int = 0
+    #: True once the history is long enough that `continue_as_new` is advised.
+    continue_as_new_suggested: bool = False
+    #: True while recorded history is applied again after a crash or an eviction.
+    replaying: bool = False
+
+
+class TaskInfo(Struct, frozen=True, kw_only=True):
+    """The attempt that the code is part of."""
+
+    task: str
+    run: str = ""
+    workflow: str = ""
+    step: int = 0
+    #: From 1.
+    attempt: int = 1
+    #: Stable over all attempts of the step: pass it on as an idempotency key to whatever must happen once.
+    idempotency_key: str = ""
+    #: The moment (seconds since the epoch) after which the attempt is pointless.
+    deadline: float | None = None
+
+
+class RunContext(ABC):
+    """The engine's side of a run. Every method that returns a future makes one durable step."""
+
+    @abstractmethod
+    def info(self) -> RunInfo:
+        """Describe the run as it stands."""
+
+    @abstractmethod
+    def time(self) -> float:
+        """Return the deterministic time: that of the last event applied."""
+
+    @abstractmethod
+    def random(self) -> _random.Random:
+        """Return the run's own generator, seeded by its id and generation."""
+
+    @abstractmethod
+    def call_task(self, name: str, payload: bytes, options: TaskOptions, bound: dict[str, str]) -> asyncio.Future[Any]:
+        """Ask for one task; the future holds the result's JSON. `bound` holds the keys made from the arguments."""
+
+    @abstractmethod
+    def start_child(self, workflow: str, entry: str, payload: bytes, options: RunOptions) -> asyncio.Future[Any]:
+        """Start a child run and wait for it; the future holds the result's JSON."""
+
+    @abstractmethod
+    def wait_signal(self, name: str) -> asyncio.Future[Any]:
+        """Wait for the next signal of that name; the future holds its JSON."""
+
+    @abstractmethod
+    def patched(self, patch: str) -> bool:
+        """Say whether this run executes the code behind the patch."""
+
+    @abstractmethod
+    def emit(self, kind: str, data: bytes) -> None:
+        """Show JSON to watchers, unless replaying."""
+
+    @abstractmethod
+    def set_state(self, data: bytes) -> None:
+        """Make JSON readable from outside as the run's state."""
+
+
+class AttemptContext(ABC):
+    """The worker's side of an attempt. Its methods may be called from the attempt's thread."""
+
+    info: TaskInfo
+
+    @abstractmethod
+    def heartbeat(self, details: bytes | None) -> None:
+        """Say that the attempt is alive, and keep details for the next one. Raises CancelledError once cancelled."""
+
+    @abstractmethod
+    def last_heartbeat(self) -> Raw | None:
+        """Return the details that the last attempt left."""
+
+    @abstractmethod
+    def emit(self, kind: str, data: bytes) -> None:
+        """Show JSON to watchers of the run."""
+
+    @abstractmethod
+    def record_call(self, call: CallRecord) -> None:
+        """Add a model call to the attempt's account."""
+
+
+_run: ContextVar[RunContext | None] = ContextVar("ziggurat_run", default=None)
+_attempt: ContextVar[AttemptContext | None] = ContextVar("ziggurat_attempt", default=None)
+
+
+def current_run() -> RunContext | None:
+    """Return the run that the calling code is part of, or None outside of workflows."""
+    return _run.get()
+
+
+def current_attempt() -> AttemptContext | None:
+    """Return the attempt that the calling code is part of, or None outside of tasks."""
+    return _attempt.get()
+
+
+@contextmanager
+def running_in(run: RunContext) -> Iterator[None]:
+    """Make code in this block, and the asyncio tasks that it starts, part of a run."""
+    token = _run.set(run)
+    try:
+        yield
+    finally:
+        _run.reset(token)
+
+
+@contextmanager
+def attempting(attempt: AttemptContext) -> Iterator[None]:
+    """Make code in this block, and the asyncio tasks and threads that it starts, part of an attempt, and of no run."""
+    run_token, token = _run.set(None), _attempt.set(attempt)
+    try:
+        yield
+    finally:
+        _attempt.reset(token)
+        _run.reset(run_token)

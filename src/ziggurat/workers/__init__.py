@@ -1,0 +1,1 @@
+"""Layer 3, the workers: stateless execution of tasks."""

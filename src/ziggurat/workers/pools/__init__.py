@@ -1,0 +1,1 @@
+"""Where workers live: processes here, pods elsewhere."""
