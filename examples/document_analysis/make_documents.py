@@ -76,7 +76,9 @@ def build_pdf(source: str) -> bytes:
         if kind == "page":
             flow.append(PageBreak())
         elif isinstance(content, list):
-            cells = [[Paragraph(escape(cell), styles["BodyText"]) for cell in row] for row in content]
+            # A short cell stays a string, so that the table makes its columns as wide as they need to be.
+            body = styles["BodyText"]
+            cells = [[Paragraph(escape(c), body) if len(c) > 60 else c for c in row] for row in content]
             flow += [Table(cells, style=grid, hAlign="LEFT"), Spacer(1, 8)]
         else:
             flow.append(Paragraph(escape(content).replace("\n", "<br/>"), styles[names[kind]]))
