@@ -129,8 +129,13 @@ class Queue(ABC):
         """Publish outcomes and remove their messages, each atomically, and return the ids that were fenced: nothing was done for those."""
 
     @abstractmethod
-    async def release(self, deliveries: Sequence[Delivery], *, delay: float = 0.0) -> set[str]:
-        """Hand unstarted work back at once: it is ready again and the delivery does not count. Returns the ids that were fenced."""
+    async def release(self, deliveries: Sequence[Delivery], *, delay: float = 0.0, reason: str = "") -> set[str]:
+        """Hand unstarted work back: it is ready again after `delay` seconds. Returns the ids that were fenced.
+
+        Without a reason the delivery does not count, which is how a worker drains. With one it counts: the worker cannot run the
+        message (a task that it does not know, a newer version), and after `max_deliveries` the message is a dead letter with that
+        reason.
+        """
 
     @abstractmethod
     async def cancellations(self, worker: str, wait: float) -> list[str]:
