@@ -194,9 +194,7 @@ def cycles(house: House) -> list[str]:
 
 def long_files(house: House, lines_max: int = FILE_LINES_MAX) -> list[str]:
     counted = ((module, len(module.source.splitlines())) for module in house.modules.values())
-    return [
-        f"{module.path} has {lines} lines; {lines_max} is the most." for module, lines in counted if lines > lines_max
-    ]
+    return [f"{module.path} has {lines} lines; {lines_max} is the most." for module, lines in counted if lines > lines_max]
 
 
 def long_functions(house: House, lines_max: int = FUNCTION_LINES_MAX) -> list[str]:
