@@ -1,0 +1,33 @@
+"""The settings of a system: `load_settings` reads them, `settings_reference` documents them."""
+
+from __future__ import annotations
+
+from ziggurat.settings.reading import load_settings
+from ziggurat.settings.reference import settings_reference
+from ziggurat.settings.table import (
+    FILE_NAME,
+    CapabilitySettings,
+    EndpointSettings,
+    LimitSettings,
+    ModelSettings,
+    PriceSettings,
+    Secret,
+    Settings,
+    TimeoutSettings,
+    WorkerSettings,
+)
+
+__all__ = [
+    "FILE_NAME",
+    "CapabilitySettings",
+    "EndpointSettings",
+    "LimitSettings",
+    "ModelSettings",
+    "PriceSettings",
+    "Secret",
+    "Settings",
+    "TimeoutSettings",
+    "WorkerSettings",
+    "load_settings",
+    "settings_reference",
+]
