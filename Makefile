@@ -22,7 +22,7 @@ MAKEFLAGS += --no-print-directory
 # One line between stages, so that a long log can be read by its headings.
 stage = @printf '\n==> %s\n' '$(1)'
 
-.PHONY: help install demo test test-long lint types architecture tests chaos docs docs-test bench format lock clean
+.PHONY: help install demo test test-long lint types architecture tests chaos docs docs-test reference bench format lock clean
 
 help: ## List these targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,11 +80,14 @@ chaos: install ## Tests that kill processes and inject faults, one at a time.
 
 docs: install ## Build the documentation site into build/site.
 	$(call stage,docs)
-	@$(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 docs-test: install ## Run every snippet of README.md and docs/.
 	$(call stage,docs snippets)
 	@$(PYTEST) -q tests/test_docs.py --junit-xml=$(JUNIT)/docs.xml
+
+reference: install ## Write the generated parts of docs/reference from the code.
+	@$(BIN)/python -m scripts.reference
 
 bench: install ## Run the benchmarks; they print ratios against peers and are no tests.
 	@$(BIN)/python -m benchmarks

@@ -1,0 +1,115 @@
+"""Writes the generated parts of the reference pages from the code, so that the two cannot disagree.
+
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`; everything else on a page is written by
+hand. The page of the settings is generated as a whole. `make reference` rewrites the pages in place; tests/test_docs.py
+fails while one is stale.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import ziggurat
+from ziggurat import errors
+from ziggurat.settings import settings_reference
+
+DOCS = Path(__file__).parent.parent / "docs"
+SETTINGS_PAGE = "reference/settings.md"
+_PART = re.compile(r"(?P<open><!-- generated: (?P<name>\w+) -->\n).*?(?P<close><!-- end -->)", re.DOTALL)
+
+
+def render(page: Path) -> str:
+    """The page as it should be: its own text with every generated part made anew, or made as a whole."""
+    if page == DOCS / SETTINGS_PAGE:
+        return settings_reference()
+    text = page.read_text(encoding="utf-8")
+    return _PART.sub(lambda part: f"{part['open']}\n{GENERATORS[part['name']]().strip()}\n\n{part['close']}", text)
+
+
+def error_tree() -> str:
+    """The tree from the docstring of ziggurat.errors, then one section per family with what each error means."""
+    _, _, tree = (errors.__doc__ or "").partition("\n\n")
+    lines = ["```text", inspect.cleandoc("\n" + tree), "```", "", "| Error | Exit code | Meaning |", "|---|---|---|"]
+    lines += [f"| `{e.__name__}` | {e.exit_code} | {_one_line(e)} |" for e in _subclasses(errors.ZigguratError)]
+    return "\n".join(lines)
+
+
+def _subclasses(root: type[errors.ZigguratError]) -> list[type[errors.ZigguratError]]:
+    """The root and everything below it that ziggurat.errors defines, in the order of the file."""
+    return [thing for thing in vars(errors).values() if inspect.isclass(thing) and issubclass(thing, root)]
+
+
+def public_names() -> str:
+    """One section for each public name: its signature and its docstring."""
+    sections = []
+    for name in sorted(ziggurat.__all__, key=str.casefold):
+        thing = getattr(ziggurat, name)
+        if inspect.ismodule(thing):
+            functions = [f for f in vars(thing).values() if inspect.isfunction(f) and f.__module__ == thing.__name__]
+            sections += [_section(f"{name}.{f.__name__}", f) for f in functions if not f.__name__.startswith("_")]
+        elif inspect.isclass(thing) or inspect.isroutine(thing) or inspect.getdoc(type(thing)):
+            sections.append(_section(name, thing))
+    return "\n\n".join(sections)
+
+
+def _section(name: str, thing: object) -> str:
+    kind = "class " if inspect.isclass(thing) else "async def " if inspect.iscoroutinefunction(thing) else ""
+    documented = inspect.getdoc(thing) or ""
+    return f"### {name}\n\n```text\n{kind}{name}{_signature(thing)}\n```\n\n{_markdown(documented)}"
+
+
+def _signature(thing: object) -> str:
+    if isinstance(thing, type) and issubclass(thing, BaseException):
+        return ""  # Errors are raised by Ziggurat and caught by name.
+    if not callable(thing):
+        return ""
+    try:
+        text = str(inspect.signature(thing))
+    except (TypeError, ValueError):
+        return ""
+    # Defaults that are objects print an address, which differs from process to process.
+    return re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "…", text)
+
+
+def _markdown(docstring: str) -> str:
+    """A docstring's `Args:` list as a Markdown list; the rest as it is."""
+    lines: list[str] = []
+    in_arguments = False
+    for line in docstring.splitlines():
+        if re.fullmatch(r"(Args|Raises|Returns|Yields|Attributes):", line):
+            lines += [f"**{line[:-1]}**", ""]
+            in_arguments = True
+        elif in_arguments and (entry := re.match(r" {4}(\*{0,2}\w+): (.*)", line)):
+            lines.append(f"- `{entry[1]}`: {entry[2]}")
+        elif in_arguments and line.startswith("     "):
+            lines[-1] += " " + line.strip()
+        else:
+            in_arguments = in_arguments and line == ""
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _one_line(thing: object) -> str:
+    paragraph = (inspect.getdoc(thing) or "").partition("\n\n")[0]
+    return " ".join(paragraph.split()).replace("|", "\\|")
+
+
+#: The name of a generated part, and what makes it.
+GENERATORS: dict[str, Callable[[], str]] = {"errors": error_tree, "names": public_names}
+#: Pages that are generated, in part or as a whole, relative to docs/.
+PAGES = ("reference/errors.md", "reference/program-model.md", SETTINGS_PAGE)
+
+
+def main() -> int:
+    for path in PAGES:
+        page = DOCS / path
+        page.write_text(render(page), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
