@@ -282,7 +282,10 @@ class Run(Struct, frozen=True, omit_defaults=True, kw_only=True):
     ended_at: float | None = None
     #: The moment of the next timer, while the run waits.
     wake_at: float | None = None
+    #: Counts up with every continue_as_new.
     generation: int = 0
+    #: Counts up with every continue_as_new and every retry; part of the ids of messages.
+    epoch: int = 0
     #: The run that awaits this one, and its step.
     parent: str = ""
     parent_step: int = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import builtins
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from msgspec import Raw, Struct
 
@@ -93,7 +93,7 @@ class Orchestrator(ABC):
         """Return the run once it has ended or is parked. Raises TimeoutError after `timeout` seconds."""
 
     @abstractmethod
-    def watch(self, run: str, *, after: int = 0) -> AsyncIterator[RunEvent]:
+    def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
         """Yield what happens to a run, its history first, until it has ended or is parked."""
 
     @abstractmethod

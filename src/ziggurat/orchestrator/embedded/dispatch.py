@@ -1,0 +1,193 @@
+"""Between the engine and the queue: gathers what is to be sent, cancelled and acknowledged, and hands it over in batches.
+
+One coroutine does the handing over, so the order is kept and a slow or dead queue never blocks the engine: messages wait here until
+the queue takes them, and history is the truth in the meantime.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from msgspec import Raw
+
+from ziggurat.clock import Clock
+from ziggurat.errors import LayerUnreachable, Overloaded
+from ziggurat.orchestrator.embedded.execution import Step
+from ziggurat.queues.interface import Queue
+from ziggurat.records import PRIORITY_NORMAL, Concurrency, Lane, Message, Outcome, Rate, Run, message_id
+
+log = logging.getLogger("ziggurat.orchestrator")
+
+#: Messages in one send.
+_BATCH = 512
+#: Seconds between tries while the queue cannot be used.
+_RETRY = 0.5
+
+
+class Dispatcher:
+    """The engine's hand on the queue.
+
+    Args:
+        queue: the queue.
+        clock: the time.
+        take: called with each batch of outcomes.
+        resend: called with the runs whose messages the queue has lost.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        clock: Clock,
+        take: Callable[[list[Outcome]], None],
+        resend: Callable[[dict[str, str]], None],
+        *,
+        sweep: float,
+        sweep_age: float,
+    ) -> None:
+        self.queue, self.clock = queue, clock
+        self._take, self._resend = take, resend
+        self._sweep, self._sweep_age = sweep, sweep_age
+        self._outbox: list[Message] = []
+        self._cancels: set[str] = set()
+        self._acks: list[Outcome] = []
+        #: Messages that are out, by id: (run, when sent).
+        self.in_flight: dict[str, tuple[str, float]] = {}
+        self._wake: asyncio.Event = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing = False
+
+    def start(self) -> None:
+        """Begin to hand over and to take in."""
+        self._tasks = [
+            asyncio.create_task(self._hand_over(), name="ziggurat-dispatch"),
+            asyncio.create_task(self._take_in(), name="ziggurat-outcomes"),
+            asyncio.create_task(self._sweep_lost(), name="ziggurat-sweep"),
+        ]
+
+    async def stop(self) -> None:
+        """Hand over what is gathered, as far as the queue takes it now, and stop."""
+        self._closing = True
+        self._wake.set()
+        for task in self._tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def send(self, run: Run, step: Step) -> None:
+        """Send the next attempt of a step, unless it is out already."""
+        message = self._message(run, step)
+        step.dispatched, step.retry_at, step.sent_at, step.started_at = True, None, message.sent_at, None
+        self.in_flight[message.id] = (run.id, message.sent_at)
+        self._outbox.append(message)
+        self._wake.set()
+
+    def cancel(self, run: Run, step: Step) -> None:
+        """Take back what was sent for a step."""
+        id_ = message_id(run.id, run.epoch, step.number, step.attempt)
+        self.in_flight.pop(id_, None)
+        self._cancels.add(id_)
+        self._wake.set()
+
+    def ack(self, outcome: Outcome) -> None:
+        """Let the queue forget an outcome that is recorded, or that nobody waits for."""
+        self.in_flight.pop(outcome.message, None)
+        self._acks.append(outcome)
+        self._wake.set()
+
+    def _message(self, run: Run, step: Step) -> Message:
+        options = step.options
+        now = self.clock.time()
+        concurrency, rate = options.concurrency, options.rate
+        return Message(
+            id=message_id(run.id, run.epoch, step.number, step.attempt),
+            task=step.name,
+            payload=Raw(step.payload),
+            run=run.id,
+            generation=run.epoch,
+            step=step.number,
+            attempt=step.attempt,
+            workflow=run.workflow,
+            lane=_lane(run.namespace, options.queue, options.region, options.priority or run.priority),
+            sent_at=now,
+            timeout=options.timeout,
+            heartbeat_timeout=options.heartbeat,
+            deadline=step.requested_at + options.deadline if options.deadline is not None else None,
+            heartbeat=step.heartbeat,
+            concurrency=Concurrency(step.bound["concurrency"], concurrency.limit) if concurrency is not None else None,
+            rate=Rate(step.bound["rate"], rate[0], rate[1]) if rate is not None else None,
+        )
+
+    async def _hand_over(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                while self._outbox or self._cancels or self._acks:
+                    await self._hand_over_once()
+            except (LayerUnreachable, Overloaded) as error:
+                if self._closing:
+                    return
+                log.warning("The queue does not take messages now and will be asked again: %s", error)
+                await asyncio.sleep(_RETRY)
+                self._wake.set()
+            if self._closing and not (self._outbox or self._cancels or self._acks):
+                return
+
+    async def _hand_over_once(self) -> None:
+        # What is handed over stays in its list until the queue has it: a failure leaves it for the next try.
+        cancels = set(self._cancels)
+        if cancels:
+            unsent = [m for m in self._outbox if m.id not in cancels]
+            if len(unsent) < len(self._outbox):
+                self._outbox[:] = unsent
+            await self.queue.cancel(cancels)
+            self._cancels -= cancels
+        messages = self._outbox[:_BATCH]
+        if messages:
+            await self.queue.send(messages)
+            del self._outbox[: len(messages)]
+        acks = self._acks[:_BATCH]
+        if acks:
+            await self.queue.ack_outcomes(acks)
+            del self._acks[: len(acks)]
+
+    async def _take_in(self) -> None:
+        while True:
+            try:
+                outcomes = await self.queue.outcomes(_BATCH, 5.0)
+            except LayerUnreachable as error:
+                log.warning("The queue gives no outcomes now and will be asked again: %s", error)
+                await asyncio.sleep(_RETRY)
+                continue
+            if outcomes:
+                self._take(outcomes)
+
+    async def _sweep_lost(self) -> None:
+        """Ask the queue for messages that have been out for long: it may lose everything, and its loss is made good here."""
+        while True:
+            await asyncio.sleep(self._sweep)
+            horizon = self.clock.time() - self._sweep_age
+            waiting = {m.id for m in self._outbox}
+            old = [id_ for id_, (_, sent) in self.in_flight.items() if sent <= horizon and id_ not in waiting]
+            try:
+                for at in range(0, len(old), _BATCH):
+                    part = old[at : at + _BATCH]
+                    missing = await self.queue.missing(part)
+                    lost = {id_: self.in_flight[id_][0] for id_ in missing if id_ in self.in_flight}
+                    if lost:
+                        log.warning("The queue has lost %d messages; they are sent again.", len(lost))
+                        self._resend(lost)
+            except LayerUnreachable as error:
+                log.warning("The queue cannot be swept now and will be asked again: %s", error)
+
+
+_lanes: dict[tuple[str, str, str, int], Lane] = {}
+
+
+def _lane(namespace: str, queue: str, region: str, priority: int) -> Lane:
+    key = (namespace, queue, region, priority or PRIORITY_NORMAL)
+    lane = _lanes.get(key)
+    if lane is None:
+        lane = _lanes[key] = Lane(*key)
+    return lane

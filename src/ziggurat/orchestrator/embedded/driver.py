@@ -1,0 +1,515 @@
+"""Drives resident runs: records what happens, applies it after the commit, and carries out what the program then asks for.
+
+    outcome, timer, signal ─▶ record() ─▶ Writer ─▶ (commit) ─▶ _recorded() ─▶ Execution.apply() ─▶ harvest()
+                                                                                                    ├─ send tasks, cancel dropped ones
+                                                                                                    ├─ set timers, start child runs
+                                                                                                    └─ finish, or rest, or be evicted
+
+Everything here happens on one event loop, in plain callbacks, so there are no locks. What a callback changes in memory it changes before
+it returns, and what must survive it hands to the writer in the order in which it happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from msgspec import Raw
+from msgspec.structs import replace
+
+from ziggurat.clock import Clock
+from ziggurat.errors import ZigguratError
+from ziggurat.orchestrator.embedded.dispatch import Dispatcher
+from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Execution, Finished, Mismatch, Step
+from ziggurat.orchestrator.embedded.guard import forbidden_names
+from ziggurat.orchestrator.embedded.options import EngineOptions
+from ziggurat.orchestrator.embedded.resident import Resident, open_view, rest_of
+from ziggurat.orchestrator.embedded.store import Reader, event_row, run_row
+from ziggurat.orchestrator.embedded.surgery import current_generation
+from ziggurat.orchestrator.embedded.timers import Timers
+from ziggurat.orchestrator.embedded.watching import Watchers
+from ziggurat.orchestrator.embedded.writer import Write
+from ziggurat.program.registry import Registry
+from ziggurat.records import STOPPED, ErrorInfo, Event, Progress, Run, RunEvent, Usage
+
+
+class Driver:
+    """The runs in memory, and everything that happens to them.
+
+    Args:
+        reader: reads of the state file on the event loop's thread.
+        write: hands a write to the writer.
+        dispatcher: the hand on the queue.
+        begin: starts the child run that a step of a parent asks for. The engine's, because starting is a verb.
+        due: called with (run, step) when a moment has come that a run waits for.
+        registry, options, clock: as for the engine.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        write: Callable[[Write], None],
+        dispatcher: Dispatcher,
+        begin: Callable[[Resident, Step], None],
+        due: Callable[[str, int], None],
+        registry: Registry,
+        options: EngineOptions,
+        clock: Clock,
+    ) -> None:
+        self.reader, self.write, self.dispatcher, self._begin = reader, write, dispatcher, begin
+        self.registry, self.options, self.clock = registry, options, clock
+        self.watchers = Watchers()
+        self.timers = Timers(clock, due)
+        #: By id; the order is that of last use, oldest first.
+        self.residents: dict[str, Resident] = {}
+        #: Steps of parked runs that were on the queue: their outcomes were paid for and are recorded still.
+        self.parked: dict[str, tuple[Resident, dict[int, Step]]] = {}
+        self._stopped: dict[str, list[Callable[[Run], None]]] = {}
+
+    # -- recording ------------------------------------------------------------------------------------------------
+
+    def event(self, resident: Resident, kind: Any, **fields: Any) -> Event:
+        """Return the run's next event."""
+        now = self.clock.time()
+        if now > resident.at:
+            resident.at = now
+        event = Event(seq=resident.next_seq, kind=kind, at=resident.at, **fields)
+        resident.next_seq += 1
+        return event
+
+    def record(self, resident: Resident, event: Event, after: Callable[[], None] | None = None) -> None:
+        """Write an event, and apply it once it is on the disk; `after` is called then too."""
+        resident.writes += 1
+        runs = None
+        if resident.row_status == "waiting":
+            # The row says that nothing has to be done before `wake_at`; with this event that is no longer true.
+            resident.run = replace(resident.run, status="running", wake_at=None, reason="")
+            runs = [self._row(resident)]
+        self.write(Write([event_row(resident.key, event)], runs, done=partial(self._recorded, resident, event, after)))
+
+    def _recorded(self, resident: Resident, event: Event, after: Callable[[], None] | None) -> None:
+        resident.writes -= 1
+        if after is not None:
+            after()
+        if self.watchers and resident.run.id in self.watchers:
+            self._tell_event(resident, event)
+        execution = resident.execution
+        if execution is None:
+            return
+        if event.kind in INFORMATIVE:
+            execution.applied = event.seq
+        else:
+            try:
+                execution.apply(event)
+            except Mismatch as mismatch:
+                self.park(resident, _mismatch_text(resident.run, mismatch))
+                return
+        self.harvest(resident)
+
+    def _row(self, resident: Resident) -> tuple[Any, ...]:
+        resident.row_status, resident.row_wake = resident.run.status, resident.run.wake_at
+        return run_row(resident.key, resident.run)
+
+    # -- after the program has run ----------------------------------------------------------------------------------
+
+    def harvest(self, resident: Resident) -> None:
+        """Carry out what the program asked for, and see whether it ended, rests or can be evicted."""
+        execution = resident.execution
+        if execution is None or resident.finishing:
+            return
+        if execution.new_patches:
+            for patch in execution.new_patches:
+                self.record(resident, self.event(resident, "patched", name=patch))
+            execution.new_patches = []
+        if execution.dropped:
+            self._drop(resident, execution.dropped)
+            execution.dropped = []
+        if execution.finished is not None:
+            self._finish(resident, execution.finished)
+            return
+        if execution.requests and not resident.paused:
+            requests, execution.requests = execution.requests, []
+            for step in requests:
+                if execution.steps.get(step.number) is step:
+                    self._carry_out(resident, step)
+        if execution.applied >= self.options.history_limit:
+            self.park(
+                resident,
+                f"The history has {execution.applied:,} events, over the limit of {self.options.history_limit:,}. "
+                "Let the workflow call continue_as_new() before, or raise [orchestrator] history_limit and resume the run.",
+            )
+        elif resident.writes == 0:
+            self._rest(resident)
+
+    def _carry_out(self, resident: Resident, step: Step) -> None:
+        if step.kind == "task":
+            if step.retry_at is not None and step.retry_at > self.clock.time():
+                self.timers.add(step.retry_at, resident.run.id, step.number)
+            else:
+                self.dispatcher.send(resident.run, step)
+            deadline = step.options.deadline
+            if deadline is not None:
+                self.timers.add(step.requested_at + deadline, resident.run.id, step.number)
+        elif step.kind == "timer":
+            self.timers.add(step.due, resident.run.id, step.number)
+        elif step.kind == "child":
+            self._begin(resident, step)
+        if self.watchers:
+            self.tell_step(resident, step)
+
+    def _drop(self, resident: Resident, dropped: list[Step]) -> None:
+        for step in dropped:
+            if step.kind == "task" and (step.dispatched or step in resident.execution.requests):  # type: ignore[union-attr]
+                self.dispatcher.cancel(resident.run, step)
+            elif step.kind == "timer":
+                self.timers.forget()
+            elif step.kind == "child" and step.options.on_parent_end == "cancel":
+                self.cancel(step.child, f"the parent run {resident.run.id} no longer waits for it")
+
+    def _rest(self, resident: Resident) -> None:
+        """Note in the file what a run without writes on the way waits for, so that it can be forgotten until then."""
+        execution = resident.execution
+        if execution is None:
+            return
+        if not resident.paused:
+            status, wake, reason = rest_of(execution)
+            run = resident.run
+            if status == "waiting" and (
+                resident.row_status != "waiting" or resident.row_wake != wake or run.state is not execution.state
+            ):
+                resident.run = replace(
+                    run, status="waiting", wake_at=wake, reason=reason, state=execution.state, events=execution.applied
+                )
+                self.write(Write(runs=[self._row(resident)]))
+                self._tell_status(resident)
+            elif run.state is not execution.state:
+                resident.run = replace(run, state=execution.state)
+        if self.options.evict_always:
+            self.evict(resident)
+        elif len(self.residents) > self.options.max_resident_runs:
+            self._evict_oldest()
+
+    def _evict_oldest(self) -> None:
+        excess = len(self.residents) - self.options.max_resident_runs
+        victims: list[Resident] = []
+        for resident in self.residents.values():
+            if resident.writes == 0 and not resident.paused and not resident.finishing:
+                victims.append(resident)
+                if len(victims) >= excess:
+                    break
+        for resident in victims:
+            self.evict(resident)
+
+    def evict(self, resident: Resident) -> None:
+        """Forget a run; its history brings it back when something happens to it."""
+        del self.residents[resident.run.id]
+        execution, resident.execution = resident.execution, None
+        if execution is not None:
+            wake = min((s.retry_at for s in execution.steps.values() if s.retry_at is not None), default=None)
+            if wake is not None:
+                self.timers.add(wake, resident.run.id, 0)
+            execution.discard()
+
+    # -- loading --------------------------------------------------------------------------------------------------
+
+    def resident(self, run_id: str) -> Resident | None:
+        """Return a run in memory, replaying its history if need be; None if it does not exist or has ended or is parked."""
+        found = self.residents.get(run_id)
+        if found is not None:
+            # Last used goes last.
+            self.residents[run_id] = self.residents.pop(run_id)
+            return found
+        row = self.reader.run(run_id)
+        if row is None or row[1].status in STOPPED:
+            return None
+        return self.load(*row)
+
+    def load(self, key: int, run: Run) -> Resident | None:
+        """Bring a run into memory and go on with it. Returns None if it had to be parked."""
+        events = self.reader.events(key)
+        resident = Resident(key, run, events[-1].seq + 1 if events else 1)
+        resident.at = events[-1].at if events else run.created_at
+        self.residents[run.id] = resident
+        total = Usage()
+        for event in events:
+            if event.usage is not None:
+                total = total + event.usage
+        resident.run = replace(run, usage=total)
+        try:
+            self.build(resident, current_generation(events))
+        except Mismatch as mismatch:
+            self.park(resident, _mismatch_text(run, mismatch))
+            return None
+        except ZigguratError as error:
+            self.park(resident, str(error))
+            return None
+        self.harvest(resident)
+        return resident if self.residents.get(run.id) is resident else None
+
+    def build(self, resident: Resident, events: list[Event]) -> None:
+        """Make the execution and replay these events into it. Raises Mismatch, UnknownName, DefinitionError."""
+        run = resident.run
+        workflow = self.registry.workflow(run.workflow)
+        if wrong := forbidden_names(workflow.fn):
+            raise ZigguratError(wrong)
+        execution = Execution(
+            workflow,
+            run,
+            patches=[e.name for e in events if e.kind == "patched"],
+            suggest_at=self.options.history_suggest,
+            show=partial(self._show, run.id),
+        )
+        resident.execution = execution
+        for index, event in enumerate(events):
+            if event.kind in INFORMATIVE:
+                execution.applied = event.seq
+                execution.note(event)
+                continue
+            execution.apply(event)
+            if execution.finished is not None:
+                execution.check_end(events[index + 1 :])
+                break
+        execution.replaying = False
+
+    def begin(self, resident: Resident, event: Event) -> None:
+        """Start the program of a run whose start is on the disk."""
+        try:
+            self.build(resident, [event])
+        except (Mismatch, ZigguratError) as error:
+            self.park(resident, str(error))
+            return
+        if self.watchers and resident.run.id in self.watchers:
+            self._tell_event(resident, event)
+        self.harvest(resident)
+
+    def go_on(self, resident: Resident) -> None:
+        """Let a run that was paused ask for what it held back."""
+        execution = resident.execution
+        if execution is None:
+            return
+        now = self.clock.time()
+        for step in list(execution.steps.values()):
+            moment = step.due if step.kind == "timer" else step.retry_at
+            if moment is not None and moment <= now:
+                self.timers.add(moment, resident.run.id, step.number)
+        self.harvest(resident)
+
+    def refuse_child(self, parent: Resident, step: Step, why: str) -> None:
+        """Record that a child run could not be started."""
+        step.settled = True
+        error = ErrorInfo(type="ziggurat.errors.Conflict", message=f"The child run of {step.name!r} was not started: {why}.")
+        event = self.event(
+            parent, "step_failed", step=step.number, step_kind="child", name=step.name, requested=step.requested, error=error
+        )
+        self.record(parent, event)
+
+    # -- endings --------------------------------------------------------------------------------------------------
+
+    def _finish(self, resident: Resident, finished: Finished) -> None:
+        if finished.status == "parked":
+            self.park(resident, finished.reason)
+            return
+        if finished.status == "continued":
+            self._continue(resident, finished)
+            return
+        resident.finishing = True
+        execution = resident.execution
+        assert execution is not None
+        leftovers = list(execution.steps.values())
+        self._drop(resident, leftovers)
+        event = self.event(resident, f"run_{finished.status}", error=finished.error)
+        resident.run = replace(
+            resident.run,
+            status=finished.status,
+            result=finished.result,
+            error=finished.error,
+            reason="",
+            ended_at=event.at,
+            wake_at=None,
+            state=execution.state,
+            events=event.seq,
+        )
+        write = Write([event_row(resident.key, event)], [self._row(resident)], done=partial(self._ended, resident, event))
+        resident.writes += 1
+        self._tell_parent(resident.run, write)
+        self.write(write)
+
+    def _ended(self, resident: Resident, event: Event) -> None:
+        resident.writes -= 1
+        self._tell_event(resident, event)
+        self._leave(resident)
+
+    def _leave(self, resident: Resident) -> None:
+        """Take a run that ended or is parked out of memory, and tell those who wait for it."""
+        execution, resident.execution = resident.execution, None
+        if execution is not None:
+            execution.discard()
+        if self.residents.get(resident.run.id) is resident:
+            del self.residents[resident.run.id]
+        self._tell_status(resident)
+        for call in self._stopped.pop(resident.run.id, ()):
+            call(resident.run)
+
+    def _continue(self, resident: Resident, finished: Finished) -> None:
+        """Begin the run's next generation: the same id, new arguments, an empty history but for signals not taken yet."""
+        execution = resident.execution
+        assert execution is not None and finished.result is not None
+        leftovers = list(execution.steps.values())
+        self._drop(resident, leftovers)
+        events = [
+            self.event(resident, "run_continued", detail=str(resident.run.generation + 1)),
+            self.event(resident, "run_started"),
+        ]
+        events += [self.event(resident, "signal_received", name=n, result=Raw(p)) for n, p in execution.unclaimed_signals()]
+        execution.discard()
+        resident.execution = None
+        resident.run = replace(
+            resident.run,
+            generation=resident.run.generation + 1,
+            epoch=resident.run.epoch + 1,
+            payload=finished.result,
+            events=events[-1].seq,
+            status="running",
+        )
+        # The generation that just ended stays readable; the one before it goes, so that an endless run has a bounded history.
+        older = (
+            "DELETE FROM events WHERE run = ? AND seq < coalesce("
+            "(SELECT max(seq) FROM events WHERE run = ? AND json_extract(data, '$.kind') = 'run_continued'), 0)"
+        )
+        resident.writes += 1
+        self.write(
+            Write(
+                [event_row(resident.key, e) for e in events],
+                [self._row(resident)],
+                [(older, (resident.key, resident.key))],
+                done=partial(self._continued, resident, events),
+            )
+        )
+
+    def _continued(self, resident: Resident, events: list[Event]) -> None:
+        resident.writes -= 1
+        try:
+            self.build(resident, events[1:])
+        except (Mismatch, ZigguratError) as error:
+            self.park(resident, str(error))
+            return
+        self.harvest(resident)
+
+    def park(self, resident: Resident, reason: str) -> None:
+        """Stop a run that cannot go on as things are, and say why. Its history is untouched; `resume` tries again."""
+        resident.finishing = True
+        event = self.event(resident, "run_parked", detail=reason)
+        resident.run = replace(resident.run, status="parked", reason=reason, events=event.seq, wake_at=None)
+        execution, resident.execution = resident.execution, None
+        if execution is not None:
+            self.parked[resident.run.id] = (
+                resident,
+                {n: s for n, s in execution.steps.items() if s.kind == "task" and s.dispatched},
+            )
+            execution.discard()
+        resident.writes += 1
+        self.write(Write([event_row(resident.key, event)], [self._row(resident)], done=partial(self._ended, resident, event)))
+
+    def when_stopped(self, run_id: str, call: Callable[[Run], None]) -> None:
+        """Call once the run has ended or is parked."""
+        self._stopped.setdefault(run_id, []).append(call)
+
+    # -- parents and children -----------------------------------------------------------------------------------------
+
+    def _tell_parent(self, child: Run, write: Write) -> None:
+        """Add to the write that ends a child what its parent records of it, so that neither can be lost without the other."""
+        if not child.parent:
+            return
+        parent = self.resident(child.parent)
+        if parent is None or parent.finishing:
+            return
+        step = parent.step(child.parent_step)
+        if step is None or step.settled or step.child != child.id:
+            return
+        event = self.child_event(parent, step, child)
+        write.events.append(event_row(parent.key, event))
+        if parent.row_status == "waiting":
+            parent.run = replace(parent.run, status="running", wake_at=None, reason="")
+            write.runs.append(self._row(parent))
+        parent.writes += 1
+        done = write.done
+
+        def both() -> None:
+            if done is not None:
+                done()
+            self._recorded(parent, event, None)
+
+        write.done = both
+
+    def child_event(self, parent: Resident, step: Step, child: Run) -> Event:
+        """Return what a parent records of a child run that ended."""
+        step.settled = True
+        usage = child.usage
+        parent.run = replace(parent.run, usage=parent.run.usage + usage)
+        return self.event(
+            parent,
+            "step_completed" if child.status == "completed" else "step_failed",
+            step=step.number,
+            step_kind="child",
+            name=step.name,
+            requested=step.requested,
+            requested_at=step.requested_at,
+            started_at=child.started_at or 0.0,
+            ended_at=child.ended_at or 0.0,
+            result=child.result,
+            error=child.error,
+            usage=usage if usage.calls else None,
+            detail=child.status if child.status != "completed" else child.id,
+        )
+
+    def cancel(self, run_id: str, reason: str) -> None:
+        """Record that a run is to stop. Nothing happens if it has ended."""
+        resident = self.resident(run_id)
+        if resident is not None and not resident.finishing:
+            self.record(resident, self.event(resident, "cancel_requested", detail=reason))
+
+    # -- watchers -------------------------------------------------------------------------------------------------
+
+    def progress(self, items: list[Progress]) -> None:
+        """Show what workers published."""
+        for item in items:
+            resident = self.residents.get(item.run)
+            if item.kind == "started" and resident is not None:
+                step = resident.step(item.step)
+                if step is not None and step.attempt == item.attempt:
+                    step.started_at = item.at
+                    self.tell_step(resident, step)
+            elif item.run in self.watchers:
+                self.watchers.tell(RunEvent(run=item.run, kind="progress", progress=item))
+
+    def _show(self, run_id: str, kind: str, data: bytes) -> None:
+        if run_id in self.watchers:
+            progress = Progress(run=run_id, kind=kind, at=self.clock.time(), data=Raw(data))
+            self.watchers.tell(RunEvent(run=run_id, kind="progress", progress=progress))
+
+    def tell(self, resident: Resident, event: Event) -> None:
+        """Show an event that informs, and the run's new status."""
+        self._tell_event(resident, event)
+        self._tell_status(resident)
+
+    def _tell_event(self, resident: Resident, event: Event) -> None:
+        self.watchers.tell(RunEvent(run=resident.run.id, kind="history", offset=event.seq, event=event))
+
+    def tell_step(self, resident: Resident, step: Step) -> None:
+        """Show a step that is under way, if anyone watches."""
+        if resident.run.id not in self.watchers:
+            return
+        self.watchers.tell(RunEvent(run=resident.run.id, kind="step", step=open_view(step)))
+
+    def _tell_status(self, resident: Resident) -> None:
+        run = resident.run
+        if run.id in self.watchers:
+            self.watchers.tell(RunEvent(run=run.id, kind="status", status=run.status, reason=run.reason))
+
+
+def _mismatch_text(run: Run, mismatch: Mismatch) -> str:
+    return (
+        f"The code of {run.workflow!r} no longer fits this run's history: {mismatch}. "
+        "Bring the old code back and put the change behind patched(), or fork the run before that step."
+    )

@@ -1,0 +1,577 @@
+"""The embedded orchestrator: one process, one SQLite file, no server.
+
+`EmbeddedOrchestrator` is the control surface; `Driver` does the driving; `Writer` makes things durable; the state file's map is in
+`store.py`. Everything but the writer's commits happens on the event loop that called `open`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from pathlib import Path
+
+from msgspec import Raw
+from msgspec.structs import replace
+
+from ziggurat.clock import Clock, SystemClock
+from ziggurat.errors import Conflict, LayerUnreachable, StateUnusable, UnknownName
+from ziggurat.orchestrator.embedded import guard
+from ziggurat.orchestrator.embedded.dispatch import Dispatcher
+from ziggurat.orchestrator.embedded.driver import Driver
+from ziggurat.orchestrator.embedded.execution import Step
+from ziggurat.orchestrator.embedded.inbox import Inbox
+from ziggurat.orchestrator.embedded.lock import StateLock
+from ziggurat.orchestrator.embedded.options import EngineOptions
+from ziggurat.orchestrator.embedded.resident import Resident, step_views
+from ziggurat.orchestrator.embedded.store import Reader, event_row, run_row
+from ziggurat.orchestrator.embedded.surgery import current_generation, fork_events, retry_events
+from ziggurat.orchestrator.embedded.writer import Write, Writer
+from ziggurat.orchestrator.interface import Capabilities, Orchestrator
+from ziggurat.program.registry import Registry
+from ziggurat.queues.interface import Queue
+from ziggurat.records import ENDED, STOPPED, Event, Run, RunEvent, RunFilter, StartRequest, StepView
+
+log = logging.getLogger("ziggurat.orchestrator")
+
+#: Runs replayed between two looks at the event loop while an engine opens.
+_RECOVER_AT_ONCE = 100
+
+
+class EmbeddedOrchestrator(Orchestrator):
+    """The orchestrator in this process.
+
+    Args:
+        path: the state file; made if missing.
+        queue: an open queue, on which tasks are sent.
+        registry: where workflows are looked up.
+        options: limits.
+        clock: the time.
+        drive: False opens the state for control verbs only: runs are changed but not driven.
+    """
+
+    capabilities = Capabilities()
+
+    def __init__(
+        self,
+        path: Path | str,
+        queue: Queue,
+        registry: Registry,
+        *,
+        options: EngineOptions | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.options = options or EngineOptions()
+        self.clock = clock or SystemClock()
+        self.queue, self.registry = queue, registry
+        self.lock = StateLock(self.path)
+        self._failure: StateUnusable | None = None
+        self._failed = asyncio.Event()
+        self._starting: dict[str, Resident] = {}
+        self._tasks: builtins.list[asyncio.Task[None]] = []
+        self._open = False
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Lock the state file, bring it up to date, and go on with unfinished runs.
+
+        Raises StateLocked or StateUnusable.
+        """
+        self.lock.acquire(self.clock.time())
+        try:
+            self._loop = asyncio.get_running_loop()
+            self._writer = Writer(self.path, self._committed, self._writer_failed)
+            self._reader = Reader(self.path)
+        except BaseException:
+            self.lock.release()
+            raise
+        self._key = self._reader.last_key()
+        self._dispatcher = Dispatcher(
+            self.queue,
+            self.clock,
+            lambda outcomes: self._inbox.take(outcomes),
+            lambda lost: self._inbox.resend(lost),
+            sweep=self.options.sweep,
+            sweep_age=self.options.sweep_age,
+        )
+        self.driver = Driver(
+            self._reader,
+            self._write,
+            self._dispatcher,
+            self._begin_child,
+            lambda run, step: self._inbox.due(run, step),
+            self.registry,
+            self.options,
+            self.clock,
+        )
+        self._inbox = Inbox(self.driver, self._dispatcher, self.options, self.clock)
+        self.driver.timers.alive = self._is_alive
+        guard.install()
+        self._open = True
+        self._dispatcher.start()
+        self._tasks = [
+            asyncio.create_task(self._recover(), name="ziggurat-recover"),
+            asyncio.create_task(self._take_progress(), name="ziggurat-progress"),
+        ]
+
+    async def close(self) -> None:
+        """Stop driving, write what is pending, and let go of the state file."""
+        if not self._open:
+            return
+        self._open = False
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.driver.timers.stop()
+        await self._dispatcher.stop()
+        for resident in builtins.list(self.driver.residents.values()):
+            execution, resident.execution = resident.execution, None
+            if execution is not None:
+                execution.discard()
+        await asyncio.to_thread(self._writer.close)
+        self._reader.close()
+        self.lock.release()
+        guard.uninstall()
+
+    async def _recover(self) -> None:
+        """Go on with every run that was not at rest. Runs that wait cost one heap entry each until their moment comes."""
+        done = 0
+        for run_id, status, wake_at in builtins.list(self._reader.unfinished()):
+            if run_id in self.driver.residents:
+                continue
+            if status == "waiting":
+                if wake_at is not None:
+                    self.driver.timers.add(wake_at, run_id, 0)
+            else:
+                self.driver.resident(run_id)
+            done += 1
+            if done % _RECOVER_AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    # -- between threads ----------------------------------------------------------------------------------------------
+
+    def _write(self, write: Write) -> None:
+        if self._failure is not None:
+            return
+        self._writer.add(write)
+
+    def _committed(self, batch: builtins.list[Write]) -> None:
+        self._loop.call_soon_threadsafe(self._on_committed, batch)
+
+    def _on_committed(self, batch: builtins.list[Write]) -> None:
+        if not self._open:
+            return
+        for write in batch:
+            if write.done is not None:
+                try:
+                    write.done()
+                except Exception:
+                    log.exception("A run could not be driven on; it is left as recorded")
+
+    def _writer_failed(self, error: StateUnusable) -> None:
+        self._loop.call_soon_threadsafe(self._on_failed, error)
+
+    def _on_failed(self, error: StateUnusable) -> None:
+        log.error("%s The engine stops; what was recorded is safe.", error)
+        self._failure = error
+        self._failed.set()
+
+    async def _durable(self, write: Write) -> None:
+        """Write and wait until it is on the disk. Raises StateUnusable if that fails."""
+        if not self._open:
+            raise LayerUnreachable("The orchestrator is closed.")
+        future: asyncio.Future[None] = self._loop.create_future()
+        before = write.done
+
+        def done() -> None:
+            if before is not None:
+                before()
+            if not future.done():
+                future.set_result(None)
+
+        write.done = done
+        self._write(write)
+        await self._or_failure(future)
+
+    async def _or_failure(self, future: asyncio.Future[None]) -> None:
+        if self._failure is None:
+            failed = asyncio.ensure_future(self._failed.wait())
+            try:
+                await asyncio.wait((future, failed), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                failed.cancel()
+        if not future.done() and self._failure is not None:
+            raise self._failure
+
+    async def _take_progress(self) -> None:
+        while True:
+            try:
+                self.driver.progress(await self.queue.progress(1024, 5.0))
+            except LayerUnreachable:
+                await asyncio.sleep(1.0)
+
+    def _is_alive(self, run_id: str, step: int) -> bool:
+        resident = self.driver.residents.get(run_id)
+        return resident is None or resident.step(step) is not None
+
+    # -- starting -------------------------------------------------------------------------------------------------
+
+    async def start(self, request: StartRequest) -> Run:
+        if request.id:
+            existing = self._existing(request)
+            if existing is not None:
+                await self._settled_writes(request.id)
+                return existing
+        workflow = self.registry.workflow(request.workflow)
+        run = self._new_run(request, workflow)
+        resident = self._admit(run)
+        event = self.driver.event(resident, "run_started", detail=request.entry)
+        write = Write(
+            [event_row(resident.key, event)], [run_row(resident.key, run)], done=partial(self._started, resident, event)
+        )
+        await self._durable(write)
+        return resident.run
+
+    def _existing(self, request: StartRequest) -> Run | None:
+        resident = self.driver.residents.get(request.id)
+        row = None if resident is not None else self._reader.run(request.id)
+        run = resident.run if resident is not None else row[1] if row is not None else None
+        if run is not None and run.workflow != request.workflow:
+            raise Conflict(
+                f"The id {request.id!r} belongs to a run of {run.workflow!r}; choose another id for {request.workflow!r}."
+            )
+        return run
+
+    def _new_run(self, request: StartRequest, workflow: object, parent: str = "", parent_step: int = 0) -> Run:
+        now = self.clock.time()
+        return Run(
+            id=request.id or new_id(request.workflow, now),
+            workflow=request.workflow,
+            status="running",
+            payload=request.payload,
+            namespace=request.namespace,
+            entry=request.entry,
+            tags=request.tags,
+            priority=request.priority,
+            budget_usd=request.budget_usd,
+            created_at=now,
+            started_at=now,
+            parent=parent,
+            parent_step=parent_step,
+        )
+
+    def _admit(self, run: Run) -> Resident:
+        self._key += 1
+        resident = Resident(self._key, run, 1)
+        resident.writes = 1
+        self.driver.residents[run.id] = resident
+        return resident
+
+    def _started(self, resident: Resident, event: Event) -> None:
+        """The start is on the disk: build the program and run it to its first step."""
+        resident.writes -= 1
+        self.driver.begin(resident, event)
+
+    def _begin_child(self, parent: Resident, step: Step) -> None:
+        """Start the child run that a step asks for, or record its result if it has ended already, before a crash."""
+        driver = self.driver
+        resident = driver.residents.get(step.child)
+        if resident is not None:
+            return
+        row = self._reader.run(step.child)
+        if row is not None:
+            child = row[1]
+            if child.status in ENDED and child.parent == parent.run.id:
+                driver.record(parent, driver.child_event(parent, step, child))
+            elif child.parent != parent.run.id:
+                driver.refuse_child(parent, step, f"the id {step.child!r} belongs to another run")
+            return
+        options = step.options
+        request = StartRequest(
+            workflow=step.name,
+            payload=Raw(step.payload),
+            id=step.child,
+            namespace=parent.run.namespace,
+            entry=step.entry,
+            tags=options.tags,
+            priority=options.priority or parent.run.priority,
+            budget_usd=options.budget,
+        )
+        run = self._new_run(request, None, parent.run.id, step.number)
+        child_resident = self._admit(run)
+        event = driver.event(child_resident, "run_started", detail=step.entry)
+        self._write(
+            Write(
+                [event_row(child_resident.key, event)],
+                [run_row(child_resident.key, run)],
+                done=partial(self._started, child_resident, event),
+            )
+        )
+
+    # -- verbs ----------------------------------------------------------------------------------------------------
+
+    async def signal(self, run: str, name: str, payload: Raw, *, signal_id: str = "") -> None:
+        resident = self._awake(run, "signal")
+        execution = resident.execution
+        if signal_id and execution is not None and execution.has_seen_signal(signal_id):
+            return
+        event = self.driver.event(resident, "signal_received", name=name, result=payload, detail=signal_id)
+        await self._record(resident, event)
+
+    async def cancel(self, run: str, reason: str = "") -> None:
+        found = self._stored(run)
+        if found.status in ENDED:
+            return
+        if found.status == "parked":
+            await self._end_parked(run, reason)
+            return
+        if found.status == "paused":
+            await self.resume(run)
+        resident = self._awake(run, "cancel")
+        await self._record(resident, self.driver.event(resident, "cancel_requested", detail=reason))
+
+    async def _end_parked(self, run: str, reason: str) -> None:
+        """A parked run's program cannot be run to clean up, so it ends as it stands."""
+        key, found = self._row(run)
+        resident = self._cold(key, found)
+        event = self.driver.event(resident, "run_cancelled", detail=reason)
+        ended = replace(found, status="cancelled", reason=reason, ended_at=event.at, events=event.seq)
+        await self._durable(Write([event_row(key, event)], [run_row(key, ended)]))
+
+    async def pause(self, run: str, reason: str = "") -> None:
+        resident = self._awake(run, "pause")
+        if resident.paused:
+            return
+        resident.paused = True
+        event = self.driver.event(resident, "run_paused", detail=reason)
+        resident.run = replace(resident.run, status="paused", reason=reason or "paused by hand", wake_at=None)
+        await self._record_with_row(resident, event)
+
+    async def resume(self, run: str) -> None:
+        found = self._stored(run)
+        if found.status == "paused":
+            resident = self.driver.residents.get(run) or self._load_paused(run)
+            resident.paused = False
+            event = self.driver.event(resident, "run_resumed")
+            resident.run = replace(resident.run, status="running", reason="")
+            await self._record_with_row(resident, event, partial(self.driver.go_on, resident))
+        elif found.status == "parked":
+            await self._take_up(run, "run_resumed", None)
+        elif found.status in ENDED:
+            raise Conflict(f"The run {run} is {found.status} and cannot be resumed{_retry_hint(found)}.")
+
+    async def retry(self, run: str) -> Run:
+        found = self._stored(run)
+        if found.status != "failed":
+            raise Conflict(f"The run {run} is {found.status}; only a failed run can be retried.")
+        key, found = self._row(run)
+        await self._take_up(run, "run_retried", retry_events(found, self._reader.events(key)))
+        return self._stored(run)
+
+    async def _take_up(self, run: str, kind: str, kept: builtins.list[Event] | None) -> None:
+        """Bring a stopped run back: with its history as it is, or with `kept` in its place."""
+        self.driver.parked.pop(run, None)
+        await self._durable(Write())
+        key, found = self._row(run)
+        resident = self._cold(key, found)
+        event = self.driver.event(resident, kind)
+        # A retry is a new epoch of message ids: an outcome of the history as it was must not be taken for one of the new.
+        epoch = found.epoch + (kept is not None)
+        revived = replace(
+            found, status="running", reason="", error=None, result=None, ended_at=None, events=event.seq, epoch=epoch
+        )
+        statements: builtins.list[tuple[str, tuple[object, ...]]] = []
+        rows = [event_row(key, event)]
+        if kept is not None:
+            statements.append(("DELETE FROM events WHERE run = ?", (key,)))
+            rows = [event_row(key, e) for e in kept] + rows
+        await self._durable(Write(rows, [run_row(key, revived)], statements))
+        self.driver.resident(run)
+
+    async def fork(self, run: str, step: int, *, payload: Raw | None = None, id: str = "") -> Run:
+        key, found = self._row(run)
+        await self._settled_writes(run)
+        kept = fork_events(self._reader.events(key), step)
+        now = self.clock.time()
+        if id and self._reader.run(id) is not None:
+            raise Conflict(f"The id {id!r} belongs to another run; choose a new one for the fork.")
+        forked = Run(
+            id=id or new_id(found.workflow, now),
+            workflow=found.workflow,
+            status="running",
+            payload=payload if payload is not None else found.payload,
+            namespace=found.namespace,
+            entry=found.entry,
+            tags=found.tags,
+            priority=found.priority,
+            budget_usd=found.budget_usd,
+            created_at=now,
+            started_at=now,
+            forked_from=run,
+        )
+        self._key += 1
+        resident = self._cold(self._key, forked)
+        resident.next_seq = (kept[-1].seq if kept else 0) + 1
+        event = self.driver.event(resident, "run_forked", detail=f"{run} before step {step}")
+        await self._durable(Write([event_row(self._key, e) for e in [*kept, event]], [run_row(self._key, forked)]))
+        self.driver.resident(forked.id)
+        return self._stored(forked.id)
+
+    async def purge(self, where: RunFilter) -> int:
+        keys = await asyncio.to_thread(self._in_thread, lambda reader: reader.ended_keys(where))
+        if not keys and where.search:
+            found = self._reader.run(where.search)
+            if found is not None:
+                raise Conflict(f"The run {where.search} is {found[1].status}; only ended runs can be purged. Cancel it first.")
+        for at in range(0, len(keys), 500):
+            part = keys[at : at + 500]
+            marks = ", ".join("?" * len(part))
+            statements = [
+                (f"DELETE FROM events WHERE run IN ({marks})", tuple(part)),
+                (f"DELETE FROM runs WHERE key IN ({marks})", tuple(part)),
+            ]
+            await self._durable(Write(statements=statements))
+        return len(keys)
+
+    # -- looking --------------------------------------------------------------------------------------------------
+
+    async def get(self, run: str) -> Run:
+        return self._stored(run)
+
+    async def list(self, where: RunFilter) -> builtins.list[Run]:
+        found = await asyncio.to_thread(self._in_thread, lambda reader: reader.runs(where))
+        live = self.driver.residents
+        return [replace(live[r.id].run, payload=Raw(b"{}"), result=None) if r.id in live else r for r in found]
+
+    async def history(self, run: str, *, after: int = 0, limit: int = 1000) -> builtins.list[Event]:
+        key, _ = self._row(run)
+        return self._reader.events(key, after=after, limit=limit)
+
+    async def steps(self, run: str) -> builtins.list[StepView]:
+        key, _ = self._row(run)
+        resident = self.driver.residents.get(run)
+        return step_views(current_generation(self._reader.events(key)), resident.execution if resident is not None else None)
+
+    async def wait(self, run: str, timeout: float | None = None) -> Run:
+        found = self._stored(run)
+        resident = self.driver.residents.get(run)
+        if found.status in STOPPED and resident is None:
+            return found
+        future: asyncio.Future[Run] = self._loop.create_future()
+        self.driver.when_stopped(run, lambda stopped: None if future.done() else future.set_result(stopped))
+        async with asyncio.timeout(timeout):
+            await self._or_failure(future)  # type: ignore[arg-type]
+            return future.result()
+
+    async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
+        key, _ = self._row(run)
+        watcher = self.driver.watchers.add(run)
+        try:
+            seen = after
+            for event in self._reader.events(key, after=after):
+                seen = event.seq
+                yield RunEvent(run=run, kind="history", offset=event.seq, event=event)
+            resident = self.driver.resident(run)
+            if resident is None or resident.execution is None and not resident.writes:
+                found = self._stored(run)
+                yield RunEvent(run=run, kind="status", status=found.status, reason=found.reason)
+                if found.status in STOPPED:
+                    return
+            else:
+                for view in step_views([], resident.execution):
+                    yield RunEvent(run=run, kind="step", step=view)
+            while True:
+                happening = await watcher.get()
+                if happening.kind == "history" and happening.offset <= seen:
+                    continue
+                yield happening
+                if happening.kind == "status" and happening.status in STOPPED:
+                    return
+        finally:
+            self.driver.watchers.remove(run, watcher)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _in_thread(self, read: Callable[[Reader], object]) -> builtins.list:  # type: ignore[type-arg]
+        """Run a long read on a connection of its own, beside the event loop."""
+        reader = Reader(self.path)
+        try:
+            return read(reader)  # type: ignore[return-value]
+        finally:
+            reader.close()
+
+    def _row(self, run: str) -> tuple[int, Run]:
+        found = self._reader.run(run)
+        if found is None:
+            resident = self.driver.residents.get(run)
+            if resident is not None:
+                return resident.key, resident.run
+            raise UnknownName(f"There is no run {run!r} in {self.path}. `ziggurat list` shows the runs that there are.")
+        return found
+
+    def _stored(self, run: str) -> Run:
+        resident = self.driver.residents.get(run)
+        return resident.run if resident is not None else self._row(run)[1]
+
+    def _awake(self, run: str, verb: str) -> Resident:
+        """Return a run in memory for a verb that needs its program. Raises Conflict if it has ended or is parked."""
+        found = self._stored(run)
+        resident = self._load_paused(run) if found.status == "paused" else self.driver.resident(run)
+        if resident is None or resident.finishing:
+            found = self._stored(run)
+            hint = f": {found.reason} Resume it first." if found.status == "parked" else "."
+            raise Conflict(f"The run {run} is {found.status} and cannot take the verb {verb!r}{hint}")
+        return resident
+
+    def _load_paused(self, run: str) -> Resident:
+        resident = self.driver.residents.get(run) or self.driver.load(*self._row(run))
+        if resident is None:
+            raise Conflict(f"The run {run} cannot go on: {self._stored(run).reason}")
+        return resident
+
+    def _cold(self, key: int, run: Run) -> Resident:
+        """Return a run for writing a few events of it, without its program and unknown to the driver."""
+        events = self._reader.events(key)
+        resident = Resident(key, run, events[-1].seq + 1 if events else 1)
+        resident.at = events[-1].at if events else run.created_at
+        return resident
+
+    async def _settled_writes(self, run: str) -> None:
+        """Wait until what is known of a run in memory is in the file."""
+        if run in self.driver.residents:
+            await self._durable(Write())
+
+    async def _record(self, resident: Resident, event: Event) -> None:
+        future: asyncio.Future[None] = self._loop.create_future()
+        self.driver.record(resident, event, lambda: None if future.done() else future.set_result(None))
+        await self._or_failure(future)
+
+    async def _record_with_row(self, resident: Resident, event: Event, after: Callable[[], None] | None = None) -> None:
+        resident.writes += 1
+        resident.row_status, resident.row_wake = resident.run.status, resident.run.wake_at
+
+        def done() -> None:
+            resident.writes -= 1
+            if resident.execution is not None:
+                resident.execution.applied = event.seq
+            self.driver.tell(resident, event)
+            if after is not None:
+                after()
+
+        await self._durable(Write([event_row(resident.key, event)], [run_row(resident.key, resident.run)], done=done))
+
+
+def new_id(workflow: str, now: float) -> str:
+    """Return a new run id: the workflow's name, then 40 bits of time and 30 of chance in base 32, so that ids sort by age."""
+    number = (int(now * 1000) & (1 << 40) - 1) << 30 | secrets.randbits(30)
+    text = "".join("0123456789abcdefghjkmnpqrstvwxyz"[number >> shift & 31] for shift in range(65, -1, -5))
+    return f"{workflow}-{text}"
+
+
+def _retry_hint(run: Run) -> str:
+    return "; use retry to take it up from the step that failed" if run.status == "failed" else ""

@@ -1,0 +1,436 @@
+"""One run in memory: a workflow's coroutine on its deterministic loop, driven by events.
+
+An `Execution` does no I/O. `apply(event)` moves the time, hands the event to what waits for it, and runs the program until it waits again;
+then `requests` holds the steps that it newly asked for, `dropped` those that it no longer wants, and `finished` says if and how it ended.
+Live and replayed runs take the same path, so a replay is correct by construction: the engine applies the recorded events, and only
+then looks at what is still asked for.
+
+    program ── await task() ──▶ Step in `steps` and `requests` ──▶ engine: send, outcome, record Event ──▶ apply ──▶ Step.future
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from msgspec import Raw, Struct
+
+from ziggurat.errors import ContinueAsNew, NotDurable, TaskError, ZigguratError
+from ziggurat.orchestrator.embedded.loop import RunFuture, RunLoop, RunTimer
+from ziggurat.program.context import RunContext, RunInfo, running_in
+from ziggurat.program.failures import child_error, describe, task_error
+from ziggurat.program.options import RunOptions, TaskOptions
+from ziggurat.records import ErrorInfo, Event, Outcome, Run
+
+StepKind = Literal["task", "timer", "signal", "child"]
+
+#: Kinds of events that only inform; they are not applied to the program.
+INFORMATIVE = frozenset(
+    {"attempt_failed", "patched", "run_failed", "run_completed", "run_cancelled", "run_parked", "run_paused", "run_resumed"}
+    | {"run_retried", "run_forked", "run_continued"}
+)
+
+
+class Mismatch(Exception):
+    """The program asked for something else than its history says. The text shows both."""
+
+
+class Step:
+    """One durable operation that the program has asked for and that is not recorded yet."""
+
+    __slots__ = (
+        "attempt",
+        "bound",
+        "child",
+        "dispatched",
+        "due",
+        "entry",
+        "failures",
+        "future",
+        "heartbeat",
+        "kind",
+        "name",
+        "number",
+        "options",
+        "payload",
+        "requested",
+        "requested_at",
+        "retry_at",
+        "sent_at",
+        "settled",
+        "started_at",
+        "timer",
+    )
+
+    def __init__(self, number: int, kind: StepKind, name: str, requested: int, requested_at: float) -> None:
+        self.number, self.kind, self.name = number, kind, name
+        #: The history's length and the time when it was asked for.
+        self.requested, self.requested_at = requested, requested_at
+        self.payload = b""
+        self.options: Any = None
+        self.bound: dict[str, str] = {}
+        self.entry = self.child = ""
+        self.future: asyncio.Future[Any] | None = None
+        self.timer: RunTimer | None = None
+        #: When a timer fires.
+        self.due = 0.0
+        #: The attempt that is under way or next, and how many failed since the step, or the run, was last taken up.
+        self.attempt = 1
+        self.failures = 0
+        self.retry_at: float | None = None
+        self.sent_at = 0.0
+        self.started_at: float | None = None
+        self.heartbeat: Raw | None = None
+        #: An attempt is on the queue, or the child was started.
+        self.dispatched = False
+        #: Its event is on the way to the disk; later outcomes are dropped.
+        self.settled = False
+
+    def __repr__(self) -> str:
+        return f"<step {self.number} {self.kind} {self.name!r}>"
+
+
+class StepFuture(RunFuture):
+    """The future that the program awaits for a step; cancelling it drops the step."""
+
+    def __init__(self, step: Step, execution: Execution) -> None:
+        super().__init__(loop=execution.loop)
+        self._step, self._execution = step, execution
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self._execution.drop(self._step)
+        return cancelled
+
+
+class Finished(Struct, frozen=True):
+    """How a generation of a run ended. For "continued" the result holds the next generation's arguments."""
+
+    status: Literal["completed", "failed", "cancelled", "continued", "parked"]
+    result: Raw | None = None
+    error: ErrorInfo | None = None
+    reason: str = ""
+
+
+class Execution(RunContext):
+    """A run's program in memory.
+
+    Args:
+        workflow: the definition to run.
+        run: the run as recorded; its payload holds the arguments.
+        patches: names of the patches that the history has recorded.
+        suggest_at: number of events from which `continue_as_new` is suggested.
+        show: called with (kind, JSON) for every `emit` of the live program.
+    """
+
+    def __init__(
+        self, workflow: Any, run: Run, *, patches: Iterable[str], suggest_at: int, show: Callable[[str, bytes], None]
+    ) -> None:
+        self.workflow, self.run = workflow, run
+        make: Any = RunLoop  # typeshed calls the methods that are set after the class statement abstract
+        self.loop: RunLoop = make(self._start_timer, self._stop_timer)
+        self.steps: dict[int, Step] = {}
+        self.requests: list[Step] = []
+        self.dropped: list[Step] = []
+        self.finished: Finished | None = None
+        self.replaying = True
+        #: Position of the last event applied.
+        self.applied = 0
+        self.state: Raw | None = run.state
+        self.new_patches: list[str] = []
+        self._known_patches = set(patches)
+        self._decided: dict[str, bool] = {}
+        self._mailboxes: dict[str, deque[bytes]] = {}
+        self._waiters: dict[str, deque[Step]] = {}
+        self._signal_ids: set[str] = set()
+        self._cancel_requested = False
+        self._number = 0
+        self._random: random.Random | None = None
+        self._suggest_at, self._show = suggest_at, show
+        self._main: asyncio.Task[Any] | None = None
+        #: Steps that were asked for and then dropped by the program: their late events are no mismatch.
+        self._gone: dict[int, tuple[str, str]] = {}
+
+    # -- driving --------------------------------------------------------------------------------------------------
+
+    def apply(self, event: Event) -> None:
+        """Apply one event and run the program until it waits again. Raises Mismatch; then the execution must be discarded."""
+        self.applied = event.seq
+        self.loop.advance(event.at)
+        kind = event.kind
+        if kind == "step_completed" or kind == "step_failed":
+            self._settle(event)
+        elif kind == "timer_fired":
+            step = self._take(event)
+            if step is not None and step.timer is not None:
+                self.loop.fire(step.timer)
+        elif kind == "signal_received":
+            self._deliver(event.name, bytes(event.result or b"null"), event.detail)
+        elif kind == "run_started":
+            self._begin()
+        elif kind == "cancel_requested":
+            self._cancel_requested = True
+            if self._main is not None:
+                self._main.cancel(event.detail or None)
+        else:
+            return
+        self._drain()
+
+    def note(self, event: Event) -> None:
+        """Take in an event that only informs, when a history is read again: attempts used up stay used up."""
+        step = self.steps.get(event.step)
+        if event.kind == "attempt_failed" and step is not None:
+            step.attempt = event.attempt + 1
+            step.failures += 1
+            step.retry_at = event.retry_at
+        elif event.kind == "run_retried":
+            for step in self.steps.values():
+                step.failures, step.retry_at = 0, None
+
+    def check_end(self, recorded: Iterable[Event]) -> None:
+        """Raise Mismatch if the program ended although the history holds more that it should have done."""
+        for event in recorded:
+            if event.kind not in INFORMATIVE and event.step:
+                raise Mismatch(
+                    f"the history records step {event.step}, {event.step_kind} {event.name!r}, but the program ended before asking for it"
+                )
+
+    def discard(self) -> None:
+        """Free the program without letting it act. The history has all that is needed to build it again."""
+        self.loop.discard()
+        self._main = None
+
+    def unclaimed_signals(self) -> list[tuple[str, bytes]]:
+        """Return signals that came and were not taken, in order by name: they pass on to the next generation."""
+        return [(name, payload) for name, box in self._mailboxes.items() for payload in box]
+
+    def has_seen_signal(self, signal_id: str) -> bool:
+        """Say whether a signal of that id was received in this generation."""
+        return signal_id in self._signal_ids
+
+    def drop(self, step: Step) -> None:
+        """The program no longer wants a step."""
+        if self.steps.pop(step.number, None) is None or self.loop.closing:
+            return
+        self._gone[step.number] = (step.kind, step.name)
+        if step.kind == "signal":
+            waiters = self._waiters.get(step.name)
+            if waiters is not None and step in waiters:
+                waiters.remove(step)
+        self.dropped.append(step)
+
+    # -- what programs ask for (RunContext) -------------------------------------------------------------------------
+
+    def info(self) -> RunInfo:
+        run = self.run
+        return RunInfo(
+            id=run.id,
+            workflow=run.workflow,
+            namespace=run.namespace,
+            generation=run.generation,
+            parent=run.parent,
+            tags=run.tags,
+            history_events=self.applied,
+            continue_as_new_suggested=self.applied >= self._suggest_at,
+            replaying=self.replaying,
+        )
+
+    def time(self) -> float:
+        return self.loop.time()
+
+    def random(self) -> random.Random:
+        if self._random is None:
+            # Seeding with a string hashes it with SHA-512, the same on every platform and version (random.seed, version 2).
+            self._random = random.Random(f"{self.run.id}/{self.run.generation}")
+        return self._random
+
+    def call_task(self, name: str, payload: bytes, options: TaskOptions, bound: dict[str, str]) -> asyncio.Future[Any]:
+        step = self._request("task", name)
+        step.payload, step.options, step.bound = payload, options, bound
+        return step.future  # type: ignore[return-value]
+
+    def start_child(self, workflow: str, entry: str, payload: bytes, options: RunOptions) -> asyncio.Future[Any]:
+        step = self._request("child", workflow)
+        step.payload, step.options, step.entry = payload, options, entry
+        generation = f"{self.run.generation}." if self.run.generation else ""
+        step.child = options.id or f"{self.run.id}/{generation}{step.number}"
+        return step.future  # type: ignore[return-value]
+
+    def wait_signal(self, name: str) -> asyncio.Future[Any]:
+        step = self._request("signal", name)
+        box = self._mailboxes.get(name)
+        if box:
+            self.steps.pop(step.number)
+            self._gone[step.number] = ("signal", name)
+            self.requests.remove(step)
+            step.future.set_result(box.popleft())  # type: ignore[union-attr]
+        else:
+            self._waiters.setdefault(name, deque()).append(step)
+        return step.future  # type: ignore[return-value]
+
+    def patched(self, patch: str) -> bool:
+        decided = self._decided.get(patch)
+        if decided is None:
+            decided = patch in self._known_patches or not self.replaying
+            self._decided[patch] = decided
+            if decided and patch not in self._known_patches:
+                self._known_patches.add(patch)
+                self.new_patches.append(patch)
+        return decided
+
+    def emit(self, kind: str, data: bytes) -> None:
+        if not self.replaying and not self.loop.closing:
+            self._show(kind, data)
+
+    def set_state(self, data: bytes) -> None:
+        if not self.loop.closing:
+            self.state = Raw(data)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _request(self, kind: StepKind, name: str) -> Step:
+        if self.loop.closing:
+            # A `finally` block of a program that is being freed awaits a step. Nothing may come of it; GeneratorExit ends it quietly.
+            raise GeneratorExit
+        self._number += 1
+        step = Step(self._number, kind, name, self.applied, self.loop.time())
+        step.future = StepFuture(step, self)
+        self.steps[step.number] = step
+        self.requests.append(step)
+        return step
+
+    def _start_timer(self, timer: RunTimer) -> None:
+        self._number += 1
+        step = Step(self._number, "timer", "sleep", self.applied, self.loop.time())
+        step.timer, timer.step = timer, step
+        step.due = timer.when()
+        self.steps[step.number] = step
+        self.requests.append(step)
+
+    def _stop_timer(self, timer: RunTimer) -> None:
+        self.drop(timer.step)
+
+    def _begin(self) -> None:
+        context = contextvars.Context()
+        context.run(self._start_main)
+
+    def _start_main(self) -> None:
+        with running_in(self):
+            outer = asyncio._get_running_loop()
+            asyncio._set_running_loop(self.loop)
+            try:
+                self._main = self.loop.create_task(self._run_workflow(), name=self.run.id)
+            finally:
+                asyncio._set_running_loop(outer)
+
+    async def _run_workflow(self) -> bytes:
+        args, kwargs = self.workflow.arguments.decode(self.run.payload)
+        result = await self.workflow.fn(*args, **kwargs)
+        encoded: bytes = self.workflow.result.encode(result)
+        return encoded
+
+    def _drain(self) -> None:
+        try:
+            self.loop.drain()
+        except NotDurable as error:
+            self.loop.lost_error = error
+        lost = self.loop.lost_error
+        if isinstance(lost, NotDurable):
+            self.finished = Finished("parked", reason=str(lost))
+        elif self._main is not None and self._main.done():
+            self._finish(self._main)
+
+    def _finish(self, main: asyncio.Task[Any]) -> None:
+        if main.cancelled():
+            self.finished = self._cancelled()
+            return
+        error = main.exception()
+        if error is None:
+            self.finished = Finished("completed", result=Raw(main.result()))
+        elif isinstance(error, NotDurable):
+            self.finished = Finished("parked", reason=str(error))
+        elif isinstance(error, ContinueAsNew):
+            try:
+                payload = self.workflow.arguments.encode(error.args_, error.kwargs)
+                self.finished = Finished("continued", result=Raw(payload))
+            except ZigguratError as misfit:
+                self.finished = Finished("failed", error=describe(misfit))
+        else:
+            self.finished = Finished("failed", error=describe(error))
+
+    def _cancelled(self) -> Finished:
+        if self._cancel_requested:
+            return Finished("cancelled")
+        return Finished(
+            "failed",
+            error=ErrorInfo(
+                type="asyncio.exceptions.CancelledError",
+                message="The workflow ended with CancelledError though nobody cancelled the run; it cancelled itself.",
+            ),
+        )
+
+    def _settle(self, event: Event) -> None:
+        step = self._take(event)
+        if step is None or step.future is None or step.future.done():
+            return
+        if event.kind == "step_completed":
+            step.future.set_result(bytes(event.result) if event.result is not None else b"null")
+        elif step.kind == "child":
+            step.future.set_exception(child_error(step.child, step.name, event.error, event.detail or "failed"))
+        else:
+            step.future.set_exception(self._failure(event))
+
+    @staticmethod
+    def _failure(event: Event) -> TaskError:
+        status: Any = event.detail or "failed"
+        return task_error(
+            Outcome(message="", task=event.name, status=status, step=event.step, attempt=event.attempt, error=event.error)
+        )
+
+    def _take(self, event: Event) -> Step | None:
+        """Remove and return the step that an event settles; None if the program had dropped it. Raises Mismatch."""
+        step = self.steps.get(event.step)
+        if step is None:
+            gone = self._gone.get(event.step)
+            if gone is None:
+                raise Mismatch(
+                    f"the history records step {event.step}, {event.step_kind} {event.name!r}, but the program did not ask for it; "
+                    f"{self._outlook()}"
+                )
+            if gone != (event.step_kind, event.name):
+                raise Mismatch(_differs(event, *gone))
+            return None
+        if step.kind != event.step_kind or step.name != event.name:
+            raise Mismatch(_differs(event, step.kind, step.name))
+        del self.steps[event.step]
+        return step
+
+    def _outlook(self) -> str:
+        if self.finished is not None or (self._main is not None and self._main.done()):
+            return "it has ended"
+        waits = ", ".join(f"step {s.number} ({s.kind} {s.name!r})" for s in list(self.steps.values())[:5])
+        return f"it waits for {waits}" if waits else "it waits for nothing that is recorded"
+
+    def _deliver(self, name: str, payload: bytes, signal_id: str) -> None:
+        if signal_id:
+            self._signal_ids.add(signal_id)
+        waiters = self._waiters.get(name)
+        while waiters:
+            step = waiters.popleft()
+            if step.future is not None and not step.future.done():
+                self.steps.pop(step.number, None)
+                self._gone[step.number] = ("signal", name)
+                step.future.set_result(payload)
+                return
+        self._mailboxes.setdefault(name, deque()).append(payload)
+
+
+def _differs(event: Event, kind: str, name: str) -> str:
+    return (
+        f"at step {event.step} the history records {event.step_kind} {event.name!r}, but the program now asks for {kind} {name!r}"
+    )

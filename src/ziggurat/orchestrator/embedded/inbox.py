@@ -1,0 +1,189 @@
+"""What comes to a run from outside its program: outcomes of attempts, moments, and news that the queue lost a message.
+
+Each is checked against the steps that the run waits for, turned into an event, and recorded; what does not fit is dropped.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from typing import Any
+
+from msgspec import Raw
+from msgspec.structs import replace
+
+from ziggurat.clock import Clock
+from ziggurat.orchestrator.embedded.dispatch import Dispatcher
+from ziggurat.orchestrator.embedded.driver import Driver
+from ziggurat.orchestrator.embedded.execution import Step
+from ziggurat.orchestrator.embedded.options import EngineOptions
+from ziggurat.orchestrator.embedded.resident import Resident, usage_of
+from ziggurat.orchestrator.retry import next_attempt
+from ziggurat.records import ErrorInfo, Event, Outcome
+
+
+class Inbox:
+    """Turns what comes from outside into events.
+
+    Args:
+        driver: where runs are found and events recorded.
+        dispatcher: the hand on the queue.
+        options, clock: as for the engine.
+    """
+
+    def __init__(self, driver: Driver, dispatcher: Dispatcher, options: EngineOptions, clock: Clock) -> None:
+        self.driver, self.dispatcher, self.options, self.clock = driver, dispatcher, options, clock
+        self._chance = random.Random(options.seed)
+
+    def take(self, outcomes: list[Outcome]) -> None:
+        """Record outcomes that came from the queue."""
+        for outcome in outcomes:
+            if outcome.run in self.driver.parked:
+                self._take_parked(outcome)
+                continue
+            resident = self.driver.resident(outcome.run)
+            step = resident.step(outcome.step) if resident is not None else None
+            if (
+                resident is None
+                or step is None
+                or step.settled
+                or resident.finishing
+                or outcome.generation != resident.run.epoch
+                or step.name != outcome.task
+            ):
+                self.dispatcher.ack(outcome)
+            elif outcome.status == "completed":
+                # The first valid outcome wins, of whichever attempt: it was paid for.
+                if outcome.attempt != step.attempt:
+                    self.dispatcher.cancel(resident.run, step)
+                self._settle(resident, step, outcome, "step_completed")
+            elif outcome.attempt != step.attempt:
+                self.dispatcher.ack(outcome)
+            else:
+                self._failed(resident, step, outcome)
+
+    def _take_parked(self, outcome: Outcome) -> None:
+        """Record what an attempt of a parked run came to: it was paid for, and the mended program will want it."""
+        resident, steps = self.driver.parked[outcome.run]
+        step = steps.get(outcome.step)
+        if step is None or step.settled or outcome.status != "completed" or outcome.generation != resident.run.epoch:
+            self.dispatcher.ack(outcome)
+        elif step.name == outcome.task:
+            self._settle(resident, step, outcome, "step_completed")
+
+    def _settle(self, resident: Resident, step: Step, outcome: Outcome, kind: str) -> None:
+        step.settled = True
+        payload = step.payload
+        event = self._outcome_event(
+            resident,
+            step,
+            outcome,
+            kind,
+            result=outcome.result,
+            input=Raw(payload) if len(payload) <= self.options.keep_input else None,
+            detail=outcome.status if kind == "step_failed" else "",
+        )
+        self.driver.record(resident, event, partial(self.dispatcher.ack, outcome))
+
+    def _failed(self, resident: Resident, step: Step, outcome: Outcome) -> None:
+        now = self.clock.time()
+        step.dispatched = False
+        if outcome.status == "cancelled":
+            # Nobody here cancelled it: a worker was ended before its time. That is no failure of the task's.
+            due: float | None = now
+        else:
+            step.failures += 1
+            deadline = step.requested_at + step.options.deadline if step.options.deadline is not None else None
+            due = None
+            if outcome.status != "dead":
+                due = next_attempt(step.options.retry, step.failures, outcome.error, now, deadline, self._chance)
+        if due is None:
+            self._settle(resident, step, outcome, "step_failed")
+            return
+        event = self._outcome_event(resident, step, outcome, "attempt_failed", retry_at=due, detail=outcome.status)
+        step.attempt += 1
+        step.retry_at, step.heartbeat = due, outcome.heartbeat
+        self.driver.record(resident, event, partial(self.dispatcher.ack, outcome))
+        self.driver.timers.add(due, resident.run.id, step.number)
+        self.driver.tell_step(resident, step)
+
+    def _outcome_event(self, resident: Resident, step: Step, outcome: Outcome, kind: str, **fields: Any) -> Event:
+        usage = usage_of(outcome.calls)
+        if usage is not None:
+            resident.run = replace(resident.run, usage=resident.run.usage + usage)
+        return self.driver.event(
+            resident,
+            kind,
+            step=step.number,
+            step_kind="task",
+            name=step.name,
+            attempt=outcome.attempt,
+            requested=step.requested,
+            requested_at=step.requested_at,
+            sent_at=outcome.sent_at,
+            started_at=outcome.started_at,
+            ended_at=outcome.ended_at,
+            error=outcome.error,
+            usage=usage,
+            calls=outcome.calls,
+            worker=outcome.worker,
+            **fields,
+        )
+
+    def due(self, run_id: str, number: int) -> None:
+        """A moment has come that a run waits for: step `number`, or whichever are due if it is 0."""
+        resident = self.driver.resident(run_id)
+        if resident is None or resident.execution is None or resident.paused or resident.finishing:
+            return
+        now = self.clock.time()
+        steps = resident.execution.steps
+        found = [steps[number]] if number in steps else [] if number else sorted(steps.values(), key=lambda s: (s.due, s.number))
+        for step in found:
+            if step.settled:
+                continue
+            if step.kind == "timer" and step.due <= now:
+                step.settled = True
+                event = self.driver.event(
+                    resident,
+                    "timer_fired",
+                    step=step.number,
+                    step_kind="timer",
+                    name=step.name,
+                    requested=step.requested,
+                    requested_at=step.requested_at,
+                )
+                self.driver.record(resident, event)
+            elif step.kind == "task":
+                self._due_task(resident, step, now)
+
+    def _due_task(self, resident: Resident, step: Step, now: float) -> None:
+        deadline = step.options.deadline
+        if deadline is not None and step.requested_at + deadline <= now:
+            self.dispatcher.cancel(resident.run, step)
+            info = ErrorInfo(
+                type="ziggurat.errors.TaskTimeout",
+                message=f"The task {step.name!r} did not end within its deadline of {deadline:g} s (attempt {step.attempt}).",
+                retryable=False,
+            )
+            outcome = Outcome(
+                message="",
+                task=step.name,
+                status="timeout",
+                run=resident.run.id,
+                step=step.number,
+                attempt=step.attempt,
+                error=info,
+            )
+            self._settle(resident, step, outcome, "step_failed")
+        elif step.retry_at is not None and step.retry_at <= now:
+            self.dispatcher.send(resident.run, step)
+
+    def resend(self, lost: dict[str, str]) -> None:
+        """Send again what the queue has lost: message ids and their runs."""
+        for message, run_id in lost.items():
+            self.dispatcher.in_flight.pop(message, None)
+            resident = self.driver.resident(run_id)
+            number = int(message.rpartition("~")[2].split(".")[1])
+            step = resident.step(number) if resident is not None else None
+            if resident is not None and step is not None and step.kind == "task" and not step.settled and step.retry_at is None:
+                self.dispatcher.send(resident.run, step)

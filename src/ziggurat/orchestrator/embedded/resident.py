@@ -1,0 +1,113 @@
+"""A run that is in memory: its record, its execution, and what is on the way to the disk."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from ziggurat.orchestrator.embedded.execution import Execution, Step
+from ziggurat.records import CallRecord, Event, Run, StepView, Usage
+
+
+class Resident:
+    """One run in memory. `run` is its record as of now; the file's row may lag behind in `wake_at` and usage, never in events."""
+
+    __slots__ = ("at", "execution", "finishing", "key", "next_seq", "paused", "row_status", "row_wake", "run", "writes")
+
+    def __init__(self, key: int, run: Run, next_seq: int) -> None:
+        self.key, self.run, self.next_seq = key, run, next_seq
+        self.execution: Execution | None = None
+        #: Events handed to the writer and not yet committed.
+        self.writes = 0
+        #: The time of the last event; the next is never earlier.
+        self.at = run.created_at
+        #: What the row in the file says.
+        self.row_status: str = run.status
+        self.row_wake = run.wake_at
+        self.paused = run.status == "paused"
+        #: The end is on the way to the disk; nothing more is recorded.
+        self.finishing = False
+
+    def step(self, number: int) -> Step | None:
+        """Return a step that is asked for and not settled."""
+        return self.execution.steps.get(number) if self.execution is not None else None
+
+
+def rest_of(execution: Execution) -> tuple[str, float | None, str]:
+    """Return what a run that has nothing to do now is: status, next timer, and what it waits for in words."""
+    wake: float | None = None
+    signals: list[str] = []
+    children = 0
+    for step in execution.steps.values():
+        if step.kind == "task":
+            return "running", None, ""
+        if step.kind == "timer":
+            wake = step.due if wake is None else min(wake, step.due)
+        elif step.kind == "signal":
+            signals.append(step.name)
+        else:
+            children += 1
+    parts: list[str] = []
+    if signals:
+        parts.append(f"the signal{'s' if len(signals) > 1 else ''} {', '.join(sorted(set(signals)))}")
+    if children:
+        parts.append(f"{children} child run{'s' if children > 1 else ''}")
+    if wake is not None:
+        parts.append("a timer")
+    return "waiting", wake, "waits for " + " and ".join(parts) if parts else ""
+
+
+def usage_of(calls: list[CallRecord]) -> Usage | None:
+    """Return the sum of what calls consumed, or None for no calls."""
+    if not calls:
+        return None
+    total = Usage()
+    for call in calls:
+        total = total + call.usage
+    return total
+
+
+def step_views(events: list[Event], execution: Execution | None) -> list[StepView]:
+    """Return a run's steps as people look at them: settled ones from the history, open ones from the execution."""
+    views: dict[int, StepView] = {}
+    failed: dict[int, int] = {}
+    for event in events:
+        if event.kind == "attempt_failed":
+            failed[event.step] = event.attempt
+        elif event.step and event.kind in ("step_completed", "step_failed", "timer_fired"):
+            views[event.step] = StepView(
+                step=event.step,
+                kind=event.step_kind,
+                name=event.name,
+                status="failed" if event.kind == "step_failed" else "completed",
+                attempt=max(1, event.attempt),
+                requested_at=event.requested_at,
+                started_at=event.started_at or event.requested_at or None,
+                ended_at=event.at,
+                usage=event.usage or Usage(),
+                error=event.error,
+                detail=event.detail,
+            )
+    for step in execution.steps.values() if execution is not None else ():
+        views[step.number] = open_view(step)
+    return [views[number] for number in sorted(views)]
+
+
+def open_view(step: Step) -> StepView:
+    """Return a step that is under way as people look at it."""
+    if step.kind != "task":
+        status = "waiting"
+    elif step.retry_at is not None:
+        status = "retrying"
+    else:
+        status = "running" if step.started_at is not None else "scheduled"
+    view = StepView(
+        step=step.number,
+        kind=step.kind,
+        name=step.name,
+        status=status,  # type: ignore[arg-type]
+        attempt=step.attempt,
+        requested_at=step.requested_at,
+        started_at=step.started_at,
+        detail=step.child,
+    )
+    return replace(view, ended_at=step.due) if step.kind == "timer" else view

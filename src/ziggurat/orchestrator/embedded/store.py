@@ -1,0 +1,263 @@
+"""The state file: one SQLite database in WAL mode, written by one thread, read by anyone.
+
+    runs     one row a run. `status` and `wake_at` are the engine's own index: at the next open a "running" row is replayed, a "waiting"
+             row sleeps until `wake_at` or a signal. `head` is the Run record as JSON without the payload, result and state columns.
+    events   one row an event, (run, seq) → Event as JSON. The truth; everything else can be computed from it.
+    meta     schema version, and what the file belongs to.
+
+A row says "waiting" only if every event before is in the file, because rows and events are written in order by the same thread; and the
+transaction that adds an event to a waiting run sets it to "running". So a crash at any instant leaves either state replayable.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+from msgspec.structs import replace
+
+from ziggurat.errors import StateUnusable
+from ziggurat.records import Event, Run, RunFilter
+
+SCHEMA_VERSION = 1
+
+#: Each entry brings a file from the version of its index to the next one. Never edit an entry that was released.
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE runs (
+        key INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        workflow TEXT NOT NULL,
+        namespace TEXT NOT NULL,
+        status TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        ended_at REAL,
+        wake_at REAL,
+        parent TEXT NOT NULL,
+        head BLOB NOT NULL,
+        payload BLOB NOT NULL,
+        result BLOB,
+        state BLOB
+    );
+    CREATE INDEX runs_by_status ON runs (status, created_at);
+    CREATE INDEX runs_by_time ON runs (created_at);
+    CREATE INDEX runs_by_workflow ON runs (workflow, created_at);
+    CREATE INDEX runs_by_parent ON runs (parent) WHERE parent != '';
+    CREATE TABLE events (
+        run INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        data BLOB NOT NULL,
+        PRIMARY KEY (run, seq)
+    ) WITHOUT ROWID;
+    """,
+)
+
+_encode = msgspec.json.Encoder().encode
+_decode_event = msgspec.json.Decoder(Event).decode
+_decode_run = msgspec.json.Decoder(Run).decode
+_EMPTY = Raw(b"{}")
+_COLUMNS = "key, head, payload, result, state"
+_LIGHT = "key, head, NULL, NULL, state"
+
+
+def connect(path: Path, *, write: bool = False) -> sqlite3.Connection:
+    """Open the state file. Raises StateUnusable with the cause in one sentence."""
+    try:
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
+        else:
+            connection = sqlite3.connect(
+                f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False, timeout=30.0
+            )
+        # WAL keeps readers and the writer apart; FULL makes a commit durable before it is acted on.
+        if write:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA wal_autocheckpoint = 4000")
+        connection.execute("PRAGMA cache_size = -65536")
+        _check_schema(path, connection, write)
+        return connection
+    except (sqlite3.Error, OSError) as error:
+        raise unusable(path, error) from error
+
+
+def unusable(path: Path, error: Exception) -> StateUnusable:
+    """Return what a database error means for the person who meets it."""
+    text = str(error)
+    if "not a database" in text or "malformed" in text:
+        cause, remedy = "is not a state file, or is damaged", "Restore it from a backup, or move it away to start anew"
+    elif "full" in text:
+        cause, remedy = (
+            "cannot grow, because the disk is full",
+            "Free some space and start again; nothing that was recorded is lost",
+        )
+    elif "readonly" in text or "read-only" in text or "Permission" in text:
+        cause, remedy = "cannot be written", "Give this user write permission on the file and its folder"
+    elif "unable to open" in text or "No such file" in text or "Not a directory" in text:
+        cause, remedy = "cannot be opened", "Check the path of [orchestrator] path and the permissions of its folder"
+    else:
+        cause, remedy = f"failed ({text})", "Check the disk; nothing that was recorded is lost"
+    return StateUnusable(f"The state file {path} {cause}. {remedy}.")
+
+
+def _check_schema(path: Path, connection: sqlite3.Connection, write: bool) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise StateUnusable(
+            f"The state file {path} was written by a newer Ziggurat (schema {version}; this one knows {SCHEMA_VERSION}). "
+            "Upgrade with: pip install -U ziggurat-agents"
+        )
+    if version < SCHEMA_VERSION:
+        if not write:
+            raise StateUnusable(f"The state file {path} has no runs yet, or an old schema; start a run to make or upgrade it.")
+        for step in range(version, SCHEMA_VERSION):
+            connection.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[step]} PRAGMA user_version = {step + 1}; COMMIT;")
+
+
+class Reader:
+    """Reads of the state file. A reader sees what is committed and never waits for the writer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection = connect(path)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def run(self, run_id: str) -> tuple[int, Run] | None:
+        """Return a run's key and record, or None."""
+        row = self._execute(f"SELECT {_COLUMNS} FROM runs WHERE id = ?", (run_id,)).fetchone()
+        return None if row is None else (row[0], _run_of(row))
+
+    def events(self, key: int, *, after: int = 0, limit: int = -1) -> list[Event]:
+        """Return a run's events past a position, in order."""
+        rows = self._execute("SELECT data FROM events WHERE run = ? AND seq > ? ORDER BY seq LIMIT ?", (key, after, limit))
+        return [_decode_event(data) for (data,) in rows]
+
+    def last_key(self) -> int:
+        """Return the highest key in use."""
+        (key,) = self._execute("SELECT coalesce(max(key), 0) FROM runs", ()).fetchone()
+        return int(key)
+
+    def unfinished(self) -> Iterator[tuple[str, str, float | None]]:
+        """Yield (id, status, wake_at) of runs that an engine has to do with: running, pending and waiting ones."""
+        rows = self._execute(
+            "SELECT id, status, wake_at FROM runs WHERE status IN ('running', 'pending', 'waiting') ORDER BY key", ()
+        )
+        yield from rows
+
+    def runs(self, where: RunFilter) -> list[Run]:
+        """Return runs that match, newest first, without payloads and results."""
+        sql, values = _where(where)
+        rows = self._execute(f"SELECT {_LIGHT} FROM runs{sql} ORDER BY created_at DESC, key DESC LIMIT ?", [*values, where.limit])
+        return [_run_of(row) for row in rows]
+
+    def children(self, parent: str) -> list[Run]:
+        """Return the child runs of a run."""
+        return [_run_of(row) for row in self._execute(f"SELECT {_LIGHT} FROM runs WHERE parent = ? ORDER BY key", (parent,))]
+
+    def ended_keys(self, where: RunFilter) -> list[int]:
+        """Return the keys of ended runs that match."""
+        sql, values = _where(where)
+        sql += " AND" if sql else " WHERE"
+        rows = self._execute(f"SELECT key FROM runs{sql} status IN ('completed', 'failed', 'cancelled')", values)
+        return [key for (key,) in rows]
+
+    def count(self, where: RunFilter) -> dict[str, int]:
+        """Return how many runs match, by status."""
+        sql, values = _where(where)
+        return dict(self._execute(f"SELECT status, count(*) FROM runs{sql} GROUP BY status", values).fetchall())
+
+    def _execute(self, sql: str, values: Sequence[Any]) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(sql, values)
+        except sqlite3.Error as error:
+            raise unusable(self.path, error) from error
+
+
+def _where(where: RunFilter) -> tuple[str, list[Any]]:
+    parts: list[str] = []
+    values: list[Any] = []
+
+    def add(sql: str, *given: Any) -> None:
+        parts.append(sql)
+        values.extend(given)
+
+    if where.status:
+        add(f"status IN ({', '.join('?' * len(where.status))})", *where.status)
+    if where.workflow:
+        add("workflow = ?", where.workflow)
+    if where.namespace:
+        add("namespace = ?", where.namespace)
+    if where.since is not None:
+        add("created_at >= ?", where.since)
+    if where.until is not None:
+        add("created_at < ?", where.until)
+    if where.parent is not None:
+        add("parent = ?", where.parent)
+    if where.search:
+        add("instr(id, ?) > 0", where.search)
+    for tag, value in where.tags.items():
+        add("json_extract(head, ?) = ?", f'$.tags."{tag}"', value)
+    if where.after:
+        add("(created_at, key) < (SELECT created_at, key FROM runs WHERE id = ?)", where.after)
+    return (" WHERE " + " AND ".join(parts) if parts else ""), values
+
+
+def _run_of(row: tuple[Any, ...]) -> Run:
+    _, head, payload, result, state = row
+    run = _decode_run(head)
+    return replace(
+        run,
+        payload=Raw(payload) if payload is not None else _EMPTY,
+        result=Raw(result) if result is not None else None,
+        state=Raw(state) if state is not None else None,
+    )
+
+
+def run_row(key: int, run: Run) -> tuple[Any, ...]:
+    """Return a run as a row of `runs`, in the order of INSERT_RUN."""
+    head = _encode(replace(run, payload=_EMPTY, result=None, state=None))
+    return (
+        key,
+        run.id,
+        run.workflow,
+        run.namespace,
+        run.status,
+        run.created_at,
+        run.ended_at,
+        run.wake_at,
+        run.parent,
+        head,
+        bytes(run.payload),
+        bytes(run.result) if run.result is not None else None,
+        bytes(run.state) if run.state is not None else None,
+    )
+
+
+def event_row(key: int, event: Event) -> tuple[int, int, bytes]:
+    """Return an event as a row of `events`."""
+    return (key, event.seq, _encode(event))
+
+
+INSERT_RUN = "INSERT INTO runs (key, id, workflow, namespace, status, created_at, ended_at, wake_at, parent, head, payload, result, state) VALUES "
+RUN_VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+ON_RUN_CONFLICT = (
+    " ON CONFLICT (key) DO UPDATE SET status = excluded.status, ended_at = excluded.ended_at, wake_at = excluded.wake_at, "
+    "head = excluded.head, payload = excluded.payload, result = excluded.result, state = excluded.state"
+)
+INSERT_EVENT = "INSERT INTO events (run, seq, data) VALUES "
+EVENT_VALUES = "(?, ?, ?)"
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free space of the disk that holds the state file, in bytes."""
+    stats = os.statvfs(path.parent if path.parent.exists() else Path.cwd())
+    return stats.f_bavail * stats.f_frsize

@@ -1,0 +1,89 @@
+"""Histories cut and joined, purely: what a fork keeps, what a retry takes up again, what a continued run starts from.
+
+The rule behind all three: an event may stay if the step that it settles was asked for before the cut, because the program, replayed
+without what was cut, asks for that step at the same number again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from ziggurat.errors import Conflict
+from ziggurat.orchestrator.embedded.execution import INFORMATIVE
+from ziggurat.records import Event, Run
+
+
+def current_generation(events: Sequence[Event]) -> list[Event]:
+    """Return the events of the generation that a run is in: those after the last `run_continued`."""
+    for index in range(len(events) - 1, -1, -1):
+        if events[index].kind == "run_continued":
+            return list(events[index + 1 :])
+    return list(events)
+
+
+def fork_events(events: Sequence[Event], step: int) -> list[Event]:
+    """Return what a fork before `step` keeps of a history. Raises Conflict if the history never came to that step.
+
+    Every settled step with a smaller number stays, wherever it stands; signals and other events without a step stay if they came
+    before the step was asked for.
+    """
+    events = current_generation(events)
+    reached = max((e.step for e in events), default=0)
+    if step < 1 or step > reached + 1:
+        raise Conflict(f"The history has steps 1 to {reached}; it cannot be forked before step {step}.")
+    asked = next((e.requested for e in events if e.step == step), None)
+    if asked is None:
+        later = [e.requested for e in events if e.step > step]
+        asked = min(later) if later else (events[-1].seq if events else 0)
+    kept: list[Event] = []
+    for event in events:
+        if event.kind == "patched":
+            keep = event.seq <= asked
+        elif event.kind in INFORMATIVE:
+            keep = event.kind == "attempt_failed" and 0 < event.step < step
+        elif event.step:
+            keep = event.step < step
+        else:
+            keep = event.seq <= asked and event.kind != "cancel_requested"
+        if keep:
+            kept.append(event)
+    return kept
+
+
+def retry_events(run: Run, events: Sequence[Event]) -> list[Event]:
+    """Return a failed run's history without its failure.
+
+    Where a step's failure ended the run, that failure becomes an attempt that failed, and what was asked for after it goes; other
+    successes, already paid for, stay. Where the workflow itself raised, only the end is taken back: mended code goes on from there.
+    """
+    past = list(events[: len(events) - len(current_generation(events))])
+    current = current_generation(events)
+    cut = _fatal_event(run, current)
+    kept: list[Event] = []
+    for event in current:
+        if event.kind in ("run_failed", "run_cancelled"):
+            continue
+        if cut is not None and event.seq == cut.seq:
+            kept.append(replace(event, kind="attempt_failed", retry_at=None))
+        elif cut is not None and event.seq > cut.seq:
+            asked_before = event.step and event.requested < cut.seq
+            if (asked_before and event.kind != "step_failed") or event.kind in ("signal_received", "run_retried"):
+                kept.append(event)
+        else:
+            kept.append(event)
+    return past + kept
+
+
+def _fatal_event(run: Run, events: Sequence[Event]) -> Event | None:
+    """Return the step failure that ended a run: the one its error names, else the last one."""
+    error = run.error
+    failures = [e for e in events if e.kind == "step_failed"]
+    if error is None or not failures:
+        return None
+    if error.step is not None:
+        return next((e for e in reversed(failures) if e.step == error.step), None)
+    if error.run_id:
+        return next((e for e in reversed(failures) if e.step_kind == "child"), None)
+    return None

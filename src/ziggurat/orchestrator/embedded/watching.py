@@ -1,0 +1,67 @@
+"""Those who watch runs: bounded queues of what happens, one a watcher."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from ziggurat.records import RunEvent
+
+#: Events kept for a watcher that does not read; past that it loses the oldest progress, never the end.
+BACKLOG_MAX = 10_000
+
+
+class Watcher:
+    """One reader of one run's happenings."""
+
+    def __init__(self) -> None:
+        self._events: deque[RunEvent] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        self._dropped = 0
+
+    def put(self, event: RunEvent) -> None:
+        """Add an event."""
+        if len(self._events) >= BACKLOG_MAX:
+            self._events.popleft()
+        self._events.append(event)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def get(self) -> RunEvent:
+        """Return the next event, waiting for it."""
+        while not self._events:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        return self._events.popleft()
+
+
+class Watchers:
+    """All watchers, by run."""
+
+    def __init__(self) -> None:
+        self._by_run: dict[str, list[Watcher]] = {}
+
+    def __contains__(self, run: str) -> bool:
+        return run in self._by_run
+
+    def __bool__(self) -> bool:
+        return bool(self._by_run)
+
+    def add(self, run: str) -> Watcher:
+        """Watch a run from now on."""
+        watcher = Watcher()
+        self._by_run.setdefault(run, []).append(watcher)
+        return watcher
+
+    def remove(self, run: str, watcher: Watcher) -> None:
+        """Watch it no longer."""
+        watchers = self._by_run.get(run, [])
+        if watcher in watchers:
+            watchers.remove(watcher)
+        if not watchers:
+            self._by_run.pop(run, None)
+
+    def tell(self, event: RunEvent) -> None:
+        """Hand an event to the watchers of its run."""
+        for watcher in self._by_run.get(event.run, ()):
+            watcher.put(event)
