@@ -7,10 +7,17 @@ it without looking inside.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, UnsetType
+
+if TYPE_CHECKING:
+    #: A payload or None, for fields that are left out of the JSON when there is none.
+    MaybeRaw = Raw | None
+else:
+    # msgspec decodes `Raw | None` as null only; with UnsetType a missing field takes its default, None, and any JSON is kept raw.
+    MaybeRaw = Raw | UnsetType
 
 #: The version of the records on the wire. A reader refuses a message of a newer version and returns it to others.
 WIRE_VERSION = 1
@@ -144,7 +151,7 @@ class Message(Struct, frozen=True, omit_defaults=True, kw_only=True):
     #: The moment after which the attempt is pointless.
     deadline: float | None = None
     #: The last heartbeat's details of the attempt before.
-    heartbeat: Raw | None = None
+    heartbeat: MaybeRaw = None
     concurrency: Concurrency | None = None
     rate: Rate | None = None
     #: W3C trace context and other carriers.
@@ -162,7 +169,7 @@ class Delivery(Struct, frozen=True, kw_only=True):
     epoch: int
     leased_until: float
     #: The last heartbeat's details, of an earlier delivery of the same attempt if there was one.
-    heartbeat: Raw | None = None
+    heartbeat: MaybeRaw = None
     #: What the backend needs to find the message again, opaque to everyone else.
     receipt: Any = None
 
@@ -182,12 +189,12 @@ class Outcome(Struct, frozen=True, omit_defaults=True, kw_only=True):
     generation: int = 0
     step: int = 0
     attempt: int = 1
-    result: Raw | None = None
+    result: MaybeRaw = None
     error: ErrorInfo | None = None
     #: Model calls that the attempt made, failed attempts included: they were paid for.
     calls: list[CallRecord] = []
     #: The last heartbeat's details, for the next attempt.
-    heartbeat: Raw | None = None
+    heartbeat: MaybeRaw = None
     worker: str = ""
     #: When the message was sent, and when the attempt started and ended, by the clocks of those who did it.
     sent_at: float = 0.0
@@ -267,7 +274,7 @@ class Run(Struct, frozen=True, omit_defaults=True, kw_only=True):
     workflow: str
     status: RunStatus
     payload: Raw = Raw(b"{}")
-    result: Raw | None = None
+    result: MaybeRaw = None
     error: ErrorInfo | None = None
     #: Why the run is paused or parked, or what it waits for; one sentence.
     reason: str = ""
@@ -292,7 +299,7 @@ class Run(Struct, frozen=True, omit_defaults=True, kw_only=True):
     #: The run that this one was forked from.
     forked_from: str = ""
     #: What the program said of itself with `state(...)`.
-    state: Raw | None = None
+    state: MaybeRaw = None
     #: Number of events recorded.
     events: int = 0
 
@@ -356,8 +363,8 @@ class Event(Struct, frozen=True, omit_defaults=True, kw_only=True):
     started_at: float = 0.0
     ended_at: float = 0.0
     #: The arguments, for people; kept when small.
-    input: Raw | None = None
-    result: Raw | None = None
+    input: MaybeRaw = None
+    result: MaybeRaw = None
     error: ErrorInfo | None = None
     usage: Usage | None = None
     calls: list[CallRecord] = []

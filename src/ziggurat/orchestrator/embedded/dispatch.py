@@ -75,9 +75,11 @@ class Dispatcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def send(self, run: Run, step: Step) -> None:
-        """Send the next attempt of a step, unless it is out already."""
+        """Send the next attempt of a step, unless it is out already: an evicted run asks again for what it asked for before."""
         message = self._message(run, step)
         step.dispatched, step.retry_at, step.sent_at, step.started_at = True, None, message.sent_at, None
+        if message.id in self.in_flight:
+            return
         self.in_flight[message.id] = (run.id, message.sent_at)
         self._outbox.append(message)
         self._wake.set()

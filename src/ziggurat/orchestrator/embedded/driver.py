@@ -11,6 +11,7 @@ it returns, and what must survive it hands to the writer in the order in which i
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -186,9 +187,14 @@ class Driver:
             elif run.state is not execution.state:
                 resident.run = replace(run, state=execution.state)
         if self.options.evict_always:
-            self.evict(resident)
+            # Not at once: whoever brought the run into memory is about to use it.
+            asyncio.get_running_loop().call_soon(self._evict_if_idle, resident)
         elif len(self.residents) > self.options.max_resident_runs:
             self._evict_oldest()
+
+    def _evict_if_idle(self, resident: Resident) -> None:
+        if self.residents.get(resident.run.id) is resident and resident.writes == 0 and not resident.finishing and not resident.paused:
+            self.evict(resident)
 
     def _evict_oldest(self) -> None:
         excess = len(self.residents) - self.options.max_resident_runs
