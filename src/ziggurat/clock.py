@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 
 class Clock(ABC):
@@ -19,6 +20,10 @@ class Clock(ABC):
     @abstractmethod
     def monotonic(self) -> float:
         """Return seconds on a clock that never goes back; only differences mean something."""
+
+    def watch(self, moved: Callable[[], None]) -> Callable[[], None]:
+        """Call back whenever the clock was moved by hand, as tests do; returns what ends that. Real clocks never call."""
+        return _nothing
 
 
 class SystemClock(Clock):
@@ -33,3 +38,7 @@ class SystemClock(Clock):
 
     def monotonic(self) -> float:
         return self._monotonic()
+
+
+def _nothing() -> None:
+    pass
