@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV := UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv
 UV_VERSION := 0.13.9
+PIP_QUIETLY := --quiet --disable-pip-version-check
 DEMO ?= $(BIN)/python -m examples.document_analysis.demo
 PYTEST := $(BIN)/python -m pytest
 CHECKED := $(wildcard src tests examples benchmarks scripts)
@@ -33,10 +34,15 @@ install: $(STAMP) ## Make .venv with everything developers need (quick when noth
 $(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Ziggurat needs Python 3.11 or newer, and '$(PYTHON)' is not: name one with 'make PYTHON=/path/to/python3.11'." >&2; exit 2; }
-	@test -x $(BIN)/pip || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-	  echo "'$(PYTHON)' cannot make virtual environments: install its venv module, on Debian with 'apt install python3-venv'." >&2; exit 2; }
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@# Debian ships venv without ensurepip; the pip of the machine can fill in.
+	@test -x $(BIN)/pip || if $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then $(PYTHON) -m venv $(VENV); \
+	  elif $(PYTHON) -c 'import pip, venv' 2>/dev/null; then \
+	    $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install $(PIP_QUIETLY) pip; \
+	  else \
+	    echo "'$(PYTHON)' cannot make virtual environments: install its venv module, on Debian with 'apt install python3-venv'." >&2; \
+	    exit 2; \
+	  fi
+	@$(BIN)/python -m pip install $(PIP_QUIETLY) uv==$(UV_VERSION)
 
 # --inexact keeps what a developer added by hand; `make clean` starts anew.
 $(STAMP): pyproject.toml uv.lock | $(BIN)/uv
