@@ -20,6 +20,7 @@ from pathlib import Path
 #: From the roof to the ground. A module may import from lower floors and from its own room; rooms that share a floor
 #: are strangers. Ground-floor modules may know each other, as long as there is no cycle.
 FLOORS: tuple[tuple[str, ...], ...] = (
+    ("__main__",),
     ("doors", "integrations"),
     ("client",),
     ("assembly",),
@@ -50,6 +51,8 @@ class Module:
     imports: dict[str, int] = field(default_factory=dict)
     #: Modules of the same package that a string names, such as an entry of a lazy table.
     named: dict[str, int] = field(default_factory=dict)
+    #: Modules of the same package that are imported and do not exist.
+    missing: dict[str, int] = field(default_factory=dict)
     #: Top-level names of all other imports, with the line of the first.
     foreign: dict[str, int] = field(default_factory=dict)
 
@@ -113,10 +116,11 @@ def _base(module: Module, node: ast.ImportFrom) -> str:
 
 
 def _add(house: House, module: Module, name: str, line: int) -> None:
-    if name == house.package or name.startswith(house.package + "."):
-        target = _deepest(house.modules, name)
-        if target and target != module.name:
-            module.imports.setdefault(target, line)
+    if name in house.modules:
+        if name != module.name:
+            module.imports.setdefault(name, line)
+    elif name.startswith(house.package + "."):
+        module.missing.setdefault(name, line)
     else:
         module.foreign.setdefault(name.partition(".")[0], line)
 
@@ -161,6 +165,15 @@ def _looks_up(room: str, other: str, floor_of: dict[str, int], ground: int) -> s
     if floor_of[room] == floor_of[other]:
         return "" if floor_of[room] == ground else "rooms on one floor are strangers."
     return "" if floor_of[room] < floor_of[other] else "imports only look down."
+
+
+def missing_modules(house: House) -> list[str]:
+    """Imports of modules that are not there; a deferred one would fail only when its function is called."""
+    return [
+        f"{module.at(line)}: {module.name} imports {name}, which does not exist."
+        for module in house.modules.values()
+        for name, line in module.missing.items()
+    ]
 
 
 def cycles(house: House) -> list[str]:
@@ -296,6 +309,7 @@ def all_violations(root: Path) -> Iterable[str]:
     """Every rule over the package in `root`."""
     house = read(root)
     yield from upward_imports(house)
+    yield from missing_modules(house)
     yield from cycles(house)
     yield from long_files(house)
     yield from long_functions(house)

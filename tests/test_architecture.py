@@ -22,6 +22,7 @@ SOURCE = ROOT / "src" / "ziggurat"
 
 TREE_RULES: list[Callable[[House], list[str]]] = [
     house.upward_imports,
+    house.missing_modules,
     house.cycles,
     house.long_files,
     house.long_functions,
@@ -153,6 +154,17 @@ def test_a_cycle_through_a_package_init_is_found(tmp_path: Path) -> None:
     )
     (violation,) = house.cycles(planted)
     assert "ziggurat.queues, ziggurat.queues.interface" in violation
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["from ziggurat.ghost import spirit", "import ziggurat.ghost", "def f():\n    from ziggurat.queues.ghost import spirit"],
+)
+def test_imports_of_missing_modules_are_found(tmp_path: Path, line: str) -> None:
+    planted = plant(tmp_path, queues__interface="", client=line)
+    (violation,) = house.missing_modules(planted)
+    assert "which does not exist" in violation
+    assert house.upward_imports(planted) == []
 
 
 def test_long_files_are_found_and_the_limit_itself_is_allowed(tmp_path: Path) -> None:
