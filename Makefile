@@ -1,4 +1,5 @@
 # Ziggurat's developer commands. Every target works as the first command after a clone: it makes .venv when needed.
+# Another Python: make tests PYTHON=python3.13 VENV=build/venv-3.13.
 # Needs: python3 (3.11 or newer) with its venv module, and make. Everything else comes from the registry, as locked.
 
 PYTHON ?= python3
@@ -60,7 +61,7 @@ test: install ## Everything a change must pass: lint, types, architecture, tests
 
 test-long: install ## The slow tests and long fuzzing as well (an hour or more).
 	$(call stage,slow tests)
-	@$(PYTEST) tests -m "slow and not network" --timeout=3600 --junit-xml=$(JUNIT)/slow.xml
+	@HYPOTHESIS_PROFILE=long $(PYTEST) tests -m "slow and not network" --timeout=3600 --junit-xml=$(JUNIT)/slow.xml
 
 lint: install ## Style: ruff check and ruff format --check.
 	$(call stage,lint)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pip._internal.models.index import PyPI
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -76,7 +77,7 @@ def test_install_hints_name_extras_that_exist() -> None:
 def test_the_lock_is_fresh_and_names_the_public_registry_only() -> None:
     text = (ROOT / "uv.lock").read_text()
     hosts = set(re.findall(r"https?://([^/\"]+)", text))
-    assert hosts == {"pypi.org", "files.pythonhosted.org"}
+    assert hosts == {PyPI.netloc, PyPI.file_storage_domain}, "the lock holds addresses of one machine's own mirror"
     assert "file:" not in text
     lock = tomllib.loads(text)
     (ours,) = (package for package in lock["package"] if package["name"] == PROJECT["name"])
