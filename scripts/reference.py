@@ -12,6 +12,9 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import typer
 
 import ziggurat
 from ziggurat import errors
@@ -98,10 +101,48 @@ def _one_line(thing: object) -> str:
     return " ".join(paragraph.split()).replace("|", "\\|")
 
 
+def command_line() -> str:
+    """One section for each command: its usage, its help and its options, from the same app that parses them."""
+    from ziggurat.doors import cli
+
+    sections: list[str] = []
+    _describe("ziggurat", typer.main.get_command(cli.app), sections)
+    return "\n\n".join(sections)
+
+
+def _describe(path: str, command: Any, sections: list[str]) -> None:
+    """Add the command's section, or the sections of a group's commands, in the order in which they are registered."""
+    if hasattr(command, "commands"):
+        for name, child in command.commands.items():
+            if not child.hidden:
+                _describe(f"{path} {name}", child, sections)
+        return
+    shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
+    arguments = [parameter for parameter in shown if parameter.param_type_name == "argument"]
+    words = [a.metavar or a.name.upper() for a in arguments]
+    usage = " ".join([path, *(word if a.required else f"[{word}]" for a, word in zip(arguments, words, strict=True))])
+    lines = [f"### {path}", "", "```text", usage + " [OPTIONS]", "```", "", inspect.cleandoc(command.help or ""), ""]
+    if shown:
+        lines += ["| Argument or option | Default | Meaning |", "|---|---|---|"]
+        lines += [_row(parameter) for parameter in shown]
+    sections.append("\n".join(lines))
+
+
+def _row(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        name = parameter.metavar or parameter.name.upper()
+    else:
+        name = ", ".join(parameter.opts + parameter.secondary_opts)
+        name += f" {parameter.metavar}" if parameter.metavar else ""
+    default = "" if parameter.default in (None, False, "", [], ()) or callable(parameter.default) else f"`{parameter.default}`"
+    meaning = " ".join((parameter.help or "").split()).replace("\\[", "[").replace("|", "\\|")
+    return f"| `{name}` | {default} | {meaning} |"
+
+
 #: The name of a generated part, and what makes it.
-GENERATORS: dict[str, Callable[[], str]] = {"errors": error_tree, "names": public_names}
+GENERATORS: dict[str, Callable[[], str]] = {"commands": command_line, "errors": error_tree, "names": public_names}
 #: Pages that are generated, in part or as a whole, relative to docs/.
-PAGES = ("reference/errors.md", "reference/program-model.md", SETTINGS_PAGE)
+PAGES = ("reference/cli.md", "reference/errors.md", "reference/program-model.md", SETTINGS_PAGE)
 
 
 def main() -> int:

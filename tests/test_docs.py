@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import typer
 import yaml
 
 from scripts import reference
@@ -109,6 +112,32 @@ def test_make_targets_named_in_the_documentation_exist(pages: dict[Path, Page]) 
         if "=" not in word
     }
     assert named <= targets
+
+
+def test_commands_and_options_named_in_the_documentation_exist(pages: dict[Path, Page]) -> None:
+    """Counts the blocks that are not run too: a command that needs a server must at least be one."""
+    from ziggurat.doors import cli
+
+    group: Any = typer.main.get_command(cli.app)
+    wrong = []
+    for block in _shell_blocks(pages):
+        for text, line in commands(block):
+            words = shlex.split(text)
+            if words[0] == "ziggurat" and (unknown := _unknown_word(group, words[1:])):
+                wrong.append(f"line {line}: '{text}': there is no {unknown}")
+    assert not wrong, "\n".join(wrong)
+
+
+def _unknown_word(command: Any, words: list[str]) -> str:
+    """The first word that names no command or option; arguments and values are not judged."""
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
+        name, *words = words
+        if name not in command.commands:
+            return f"command {name}"
+        command = command.commands[name]
+    options = {option for parameter in command.params for option in parameter.opts + parameter.secondary_opts} | {"--help"}
+    named = (word.partition("=")[0] for word in words if word.startswith("--"))
+    return next((f"option {word}" for word in named if word not in options), "")
 
 
 def _shell_blocks(pages: dict[Path, Page]) -> list[Block]:
