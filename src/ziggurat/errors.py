@@ -197,6 +197,8 @@ class InferenceError(ZigguratError):
     """A model call failed. `retryable` says whether the same call may succeed later; `retry_after` is in seconds."""
 
     retryable = False
+    #: True when the request went out and no whole answer came back, so that the provider may bill it.
+    sent = False
 
     def __init__(self, message: str = "", *, endpoint: str = "", model: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)

@@ -79,6 +79,8 @@ class Usage(Struct, frozen=True, omit_defaults=True):
     reasoning_tokens: int = 0
     #: What it cost, in US dollars.
     cost_usd: float = 0.0
+    #: Those of all tokens that were estimated, because the endpoint did not report them.
+    estimated_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -88,6 +90,7 @@ class Usage(Struct, frozen=True, omit_defaults=True):
             self.cached_tokens + other.cached_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
             self.cost_usd + other.cost_usd,
+            self.estimated_tokens + other.estimated_tokens,
         )
 
 
@@ -298,6 +301,8 @@ class Run(Struct, frozen=True, omit_defaults=True, kw_only=True):
     parent_step: int = 0
     #: The run that this one was forked from.
     forked_from: str = ""
+    #: What the program's chance is seeded with, where it is not the id: a fork repeats the chance of the run that it came from.
+    seed: str = ""
     #: What the program said of itself with `state(...)`.
     state: MaybeRaw = None
     #: Number of events recorded.

@@ -1,0 +1,205 @@
+"""What an endpoint must do, and the small records that configure endpoints and models.
+
+An endpoint makes one attempt at one call, and nothing more: it does not retry, does not fall back, does not limit and does not bill.
+The router (`ziggurat.inference.router`) owns all of that, once, for every kind of endpoint. A new kind is one file in `backends/`, one
+line in assembly and one parameter of the conformance suite (`ziggurat.testing.endpoint_suite`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from ziggurat.errors import EndpointUnreachable
+from ziggurat.records import Chunk, Completion, Prompt
+
+#: "1" lets model requests leave this machine, "0" forbids it, whatever runs.
+NETWORK_VARIABLE = "ZIGGURAT_ALLOW_MODEL_REQUESTS"
+
+#: How an answer is held to a schema, from the strongest to the weakest: the endpoint's own decoder; a tool that must be called; JSON
+#: of any shape, with the schema in the prompt; the prompt alone.
+Structured = Literal["json_schema", "tool", "json_object", "prompt"]
+#: How tools are offered: in the endpoint's own way, by a schema that an answer or a call must fit, or not at all.
+ToolSupport = Literal["native", "schema", "none"]
+
+
+class Capabilities(Struct, frozen=True, kw_only=True):
+    """What one upstream model can do. The router shapes a prompt to it, and passes a route by that cannot serve a prompt."""
+
+    structured: Structured = "json_schema"
+    #: The schema must name every property as required and allow no others (OpenAI's strict mode).
+    strict: bool = False
+    tools: ToolSupport = "native"
+    #: Images and files as content parts.
+    vision: bool = True
+    #: Tokens that the prompt and the answer may have together; 0 if unknown.
+    context: int = 0
+    #: Takes temperature and top_p; reasoning models refuse them.
+    sampling: bool = True
+    #: The field that bounds the answer.
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    #: The field that takes the session name, which keeps what shares a prefix on one replica; empty if there is none.
+    session_field: str = ""
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What an endpoint allows; None is no known limit."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+
+
+class Timeouts(Struct, frozen=True, kw_only=True):
+    """Seconds to wait for an endpoint."""
+
+    #: Until the connection stands.
+    connect: float = 10.0
+    #: Until the first data event of a stream. Keep-alive comments and blank lines are not data: some providers send them for
+    #: minutes while a request waits in their queue.
+    first_token: float = 120.0
+    #: Between two data events of a stream.
+    idle: float = 60.0
+    #: For one attempt as a whole.
+    total: float = 600.0
+
+
+class Price(Struct, frozen=True, kw_only=True):
+    """What a model costs, in US dollars for a million tokens."""
+
+    input: float = 0.0
+    output: float = 0.0
+    #: Input tokens that came from the endpoint's prefix cache; the input price if None.
+    cached: float | None = None
+
+
+class EndpointConfig(Struct, frozen=True, kw_only=True):
+    """A place that serves models: where it is, how to speak with it, what it allows and costs."""
+
+    name: str
+    #: "openai", "local", "scripted", or whatever assembly knows.
+    kind: str = "openai"
+    #: The URL before /chat/completions.
+    base_url: str = ""
+    #: The key itself. It is masked in the repr and is never logged or raised.
+    api_key: str = ""
+    headers: dict[str, str] = {}
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    #: By upstream model.
+    prices: dict[str, Price] = {}
+    #: What only the kind knows.
+    options: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        # Headers may carry secrets too, so only their names are shown.
+        key = "***" if self.api_key else ""
+        return f"EndpointConfig(name={self.name!r}, kind={self.kind!r}, base_url={self.base_url!r}, api_key={key!r}, headers={list(self.headers)!r})"
+
+
+class CapabilityOverrides(Struct, frozen=True, kw_only=True):
+    """What a person knows better than the built-in table; None leaves the table's word."""
+
+    json_schema: bool | None = None
+    tools: bool | None = None
+    context: int | None = None
+
+
+class ModelConfig(Struct, frozen=True, kw_only=True):
+    """An alias that programs name: its routes, best first, each "endpoint:upstream model"."""
+
+    routes: list[str]
+    capabilities: CapabilityOverrides = CapabilityOverrides()
+    #: What it costs on every route; the endpoint's prices and the built-in tables if None.
+    price: Price | None = None
+
+
+class Endpoint(ABC):
+    """One place that serves models. Safe to use from several event loops, each in its own thread."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self.config = config
+        self.name = config.name
+
+    @abstractmethod
+    def capabilities(self, upstream: str) -> Capabilities:
+        """Return what the upstream model can do, as far as is known without asking."""
+
+    @abstractmethod
+    async def complete(self, prompt: Prompt, upstream: str) -> Completion:
+        """Return the whole answer of one attempt.
+
+        The prompt is already shaped to the capabilities. The completion names the text, tool calls, finish and usage; where the endpoint
+        reports no usage, `usage.calls` is 0 and the router estimates. Cancelling closes the upstream call.
+
+        Raises InferenceError, of the most specific kind; `sent` is True on it when the provider may bill the call.
+        """
+
+    @abstractmethod
+    def stream(self, prompt: Prompt, upstream: str) -> AsyncIterator[Chunk]:
+        """Yield the answer as it is written; the last chunk has a finish reason, and a usage where the endpoint reports one.
+
+        Closing the iterator closes the upstream call. A stream that ends early raises EndpointFailed. Raises as `complete`.
+        """
+
+    @abstractmethod
+    async def models(self) -> list[str]:
+        """Return the upstream models that the endpoint lists. Raises InferenceError."""
+
+    @abstractmethod
+    async def check(self) -> str:
+        """Return one sentence on the endpoint's health, for people, without buying anything. Raises InferenceError."""
+
+    def free(self, upstream: str) -> bool:
+        """Say whether calls cost nothing by their nature, as on one's own machine."""
+        return False
+
+    async def close(self) -> None:
+        """Give back connections and memory. A later call opens them anew."""
+
+
+_network_allowed: list[bool] = []
+
+
+def allow_network(allowed: bool | None) -> None:
+    """Let model requests of this process leave this machine, or forbid it; None returns to the default.
+
+    The default allows them, except under pytest: a test that spends money by accident is wrong. The environment variable
+    ZIGGURAT_ALLOW_MODEL_REQUESTS ("0" or "1") is stronger than the default and weaker than this switch.
+    """
+    _network_allowed[:] = [] if allowed is None else [allowed]
+
+
+def network_allowed() -> bool:
+    """Say whether model requests may leave this machine."""
+    if _network_allowed:
+        return _network_allowed[0]
+    variable = os.environ.get(NETWORK_VARIABLE, "")
+    # pytest (8.2 and newer) sets PYTEST_VERSION for the whole session.
+    return variable.lower() not in ("0", "false", "no") if variable else "PYTEST_VERSION" not in os.environ
+
+
+def require_network(endpoint: str, url: str) -> None:
+    """Raise EndpointUnreachable if the URL is not on this machine and model requests may not leave it."""
+    if not network_allowed() and not is_loopback(urlsplit(url).hostname or ""):
+        error = EndpointUnreachable(
+            f"The endpoint {endpoint!r} ({url}) was not called: model requests to other machines are off in tests. Use a scripted or "
+            f"local model, or allow them with {NETWORK_VARIABLE}=1.",
+            endpoint=endpoint,
+        )
+        error.retryable = False
+        raise error
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host name means this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
