@@ -1,6 +1,6 @@
 """What surrounds the code that is running: a run, a task's attempt, or nothing.
 
-The program asks `current_run()` or `current_attempt()`; engines and workers put themselves there through `running_in` and
+The program asks `current_run()` or `current_attempt()`; engines and workers put themselves there through `enter_run` and
 `attempting`. Two context variables, so that nothing is global and every asyncio task inherits its own surroundings.
 """
 
@@ -129,14 +129,9 @@ def current_attempt() -> AttemptContext | None:
     return _attempt.get()
 
 
-@contextmanager
-def running_in(run: RunContext) -> Iterator[None]:
-    """Make code in this block, and the asyncio tasks that it starts, part of a run."""
-    token = _run.set(run)
-    try:
-        yield
-    finally:
-        _run.reset(token)
+def enter_run(run: RunContext) -> None:
+    """Make the calling context, which an engine made for it, part of a run for good."""
+    _run.set(run)
 
 
 @contextmanager

@@ -16,10 +16,14 @@ from typing import Any
 from ziggurat.errors import ConfigurationError, UnknownName
 
 _defined: dict[tuple[str, str], list[weakref.ref[Any]]] = {}
+#: Counts definitions, so that a registry knows when what it looked up may have changed.
+_version = 0
 
 
 def define(definition: Any) -> None:
     """Note a definition. A module that is loaded again replaces its own earlier definition of that name."""
+    global _version
+    _version += 1
     entries = _defined.setdefault((definition.kind, definition.name), [])
     entries[:] = [e for e in entries if (old := e()) is not None and old.entry != definition.entry]
     entries.append(weakref.ref(definition))
@@ -37,12 +41,15 @@ class Registry:
     def __init__(self, modules: Iterable[str] = ()) -> None:
         self.modules = tuple(modules)
         self._pinned: dict[tuple[str, str], Any] = {}
+        self._cache: dict[tuple[str, str], weakref.ref[Any]] = {}
+        self._cached_version = -1
         for module in self.modules:
             import_module(module)
 
     def add(self, definition: Any) -> None:
         """Prefer this definition for its name."""
         self._pinned[definition.kind, definition.name] = definition
+        self._cache.clear()
 
     def task(self, name: str) -> Any:
         """Return the task of that name. Raises UnknownName."""
@@ -58,7 +65,15 @@ class Registry:
         return [found for name in names if (found := self._find_or_none("workflow", name)) is not None]
 
     def _find(self, kind: str, name: str) -> Any:
-        found = self._find_or_none(kind, name)
+        if self._cached_version != _version:
+            self._cache.clear()
+            self._cached_version = _version
+        cached = self._cache.get((kind, name))
+        found = cached() if cached is not None else None
+        if found is None:
+            found = self._find_or_none(kind, name)
+            if found is not None:
+                self._cache[kind, name] = weakref.ref(found)
         if found is None:
             known = sorted(
                 n for k, n in _defined if k == kind and self._find_or_none(k, n) is not None and not n.startswith("ziggurat.")

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import builtins
 import logging
+import random
 import secrets
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from msgspec import Raw
 from msgspec.structs import replace
@@ -70,7 +72,8 @@ class EmbeddedOrchestrator(Orchestrator):
         self.queue, self.registry = queue, registry
         self.lock = StateLock(self.path)
         self._failure: StateUnusable | None = None
-        self._failed = asyncio.Event()
+        #: What callers wait for; a failed writer fails them all.
+        self._waits: set[asyncio.Future[Any]] = set()
         self._starting: dict[str, Resident] = {}
         self._tasks: builtins.list[asyncio.Task[None]] = []
         self._open = False
@@ -179,7 +182,9 @@ class EmbeddedOrchestrator(Orchestrator):
     def _on_failed(self, error: StateUnusable) -> None:
         log.error("%s The engine stops; what was recorded is safe.", error)
         self._failure = error
-        self._failed.set()
+        for future in self._waits:
+            if not future.done():
+                future.set_exception(error)
 
     async def _durable(self, write: Write) -> None:
         """Write and wait until it is on the disk. Raises StateUnusable if that fails."""
@@ -198,15 +203,14 @@ class EmbeddedOrchestrator(Orchestrator):
         self._write(write)
         await self._or_failure(future)
 
-    async def _or_failure(self, future: asyncio.Future[None]) -> None:
-        if self._failure is None:
-            failed = asyncio.ensure_future(self._failed.wait())
-            try:
-                await asyncio.wait((future, failed), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                failed.cancel()
-        if not future.done() and self._failure is not None:
+    async def _or_failure(self, future: asyncio.Future[Any]) -> None:
+        if self._failure is not None:
             raise self._failure
+        self._waits.add(future)
+        try:
+            await future
+        finally:
+            self._waits.discard(future)
 
     async def _take_progress(self) -> None:
         while True:
@@ -413,6 +417,7 @@ class EmbeddedOrchestrator(Orchestrator):
             created_at=now,
             started_at=now,
             forked_from=run,
+            seed=found.seed or found.id,
         )
         self._key += 1
         resident = self._cold(self._key, forked)
@@ -465,7 +470,7 @@ class EmbeddedOrchestrator(Orchestrator):
         future: asyncio.Future[Run] = self._loop.create_future()
         self.driver.when_stopped(run, lambda stopped: None if future.done() else future.set_result(stopped))
         async with asyncio.timeout(timeout):
-            await self._or_failure(future)  # type: ignore[arg-type]
+            await self._or_failure(future)
             return future.result()
 
     async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
@@ -566,9 +571,13 @@ class EmbeddedOrchestrator(Orchestrator):
         await self._durable(Write([event_row(resident.key, event)], [run_row(resident.key, resident.run)], done=done))
 
 
+#: Seeded by the system once: reading its entropy for every id costs more than all else in a start.
+_chance = random.Random(secrets.randbits(128))
+
+
 def new_id(workflow: str, now: float) -> str:
     """Return a new run id: the workflow's name, then 40 bits of time and 30 of chance in base 32, so that ids sort by age."""
-    number = (int(now * 1000) & (1 << 40) - 1) << 30 | secrets.randbits(30)
+    number = (int(now * 1000) & (1 << 40) - 1) << 30 | _chance.getrandbits(30)
     text = "".join("0123456789abcdefghjkmnpqrstvwxyz"[number >> shift & 31] for shift in range(65, -1, -5))
     return f"{workflow}-{text}"
 

@@ -21,7 +21,7 @@ from msgspec import Raw, Struct
 
 from ziggurat.errors import ContinueAsNew, NotDurable, TaskError, ZigguratError
 from ziggurat.orchestrator.embedded.loop import RunFuture, RunLoop, RunTimer
-from ziggurat.program.context import RunContext, RunInfo, running_in
+from ziggurat.program.context import RunContext, RunInfo, enter_run
 from ziggurat.program.failures import child_error, describe, task_error
 from ziggurat.program.options import RunOptions, TaskOptions
 from ziggurat.records import ErrorInfo, Event, Outcome, Run
@@ -133,7 +133,7 @@ class Execution(RunContext):
     ) -> None:
         self.workflow, self.run = workflow, run
         make: Any = RunLoop  # typeshed calls the methods that are set after the class statement abstract
-        self.loop: RunLoop = make(self._start_timer, self._stop_timer)
+        self.loop: RunLoop = make(run.seed or run.id, self._start_timer, self._stop_timer)
         self.steps: dict[int, Step] = {}
         self.requests: list[Step] = []
         self.dropped: list[Step] = []
@@ -246,7 +246,7 @@ class Execution(RunContext):
     def random(self) -> random.Random:
         if self._random is None:
             # Seeding with a string hashes it with SHA-512, the same on every platform and version (random.seed, version 2).
-            self._random = random.Random(f"{self.run.id}/{self.run.generation}")
+            self._random = random.Random(f"{self.run.seed or self.run.id}/{self.run.generation}")
         return self._random
 
     def call_task(self, name: str, payload: bytes, options: TaskOptions, bound: dict[str, str]) -> asyncio.Future[Any]:
@@ -317,16 +317,8 @@ class Execution(RunContext):
 
     def _begin(self) -> None:
         context = contextvars.Context()
-        context.run(self._start_main)
-
-    def _start_main(self) -> None:
-        with running_in(self):
-            outer = asyncio._get_running_loop()
-            asyncio._set_running_loop(self.loop)
-            try:
-                self._main = self.loop.create_task(self._run_workflow(), name=self.run.id)
-            finally:
-                asyncio._set_running_loop(outer)
+        context.run(enter_run, self)
+        self._main = self.loop.create_task(self._run_workflow(), name=self.run.id, context=context)
 
     async def _run_workflow(self) -> bytes:
         args, kwargs = self.workflow.arguments.decode(self.run.payload)

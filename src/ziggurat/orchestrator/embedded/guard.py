@@ -12,6 +12,7 @@ traceback formatting read clocks and files for their own ends and are let throug
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random
 import sys
@@ -183,6 +184,7 @@ def _place(frame: types.FrameType | None) -> str:
     return "an unknown place"
 
 
+@functools.lru_cache(maxsize=4096)
 def forbidden_names(fn: Callable[..., Any]) -> str:
     """Return a sentence about the first call in a workflow's own code that no net can catch at run time, or "".
 

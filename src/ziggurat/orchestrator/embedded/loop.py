@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import zlib
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -65,14 +66,16 @@ class RunLoop(asyncio.AbstractEventLoop):
     """The loop of one run.
 
     Args:
+        seed: names the run; what hashes by number starts to count from there, so that the tasks of many runs, which all share asyncio's
+            one table of tasks, do not hash alike.
         start_timer: called for every timer that the program sets; makes it a step.
         stop_timer: called for every timer that the program cancels before it fired.
     """
 
-    def __init__(self, start_timer: Callable[[RunTimer], None], stop_timer: Callable[[RunTimer], None]) -> None:
+    def __init__(self, seed: str, start_timer: Callable[[RunTimer], None], stop_timer: Callable[[RunTimer], None]) -> None:
         self._ready: deque[asyncio.Handle] = deque()
         self._now = 0.0
-        self._numbers = 0
+        self._numbers = zlib.crc32(seed.encode()) << 8
         self._start_timer = start_timer
         self._stop_timer = stop_timer
         #: Tasks that are not done, oldest first.
