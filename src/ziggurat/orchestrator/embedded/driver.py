@@ -25,14 +25,14 @@ from ziggurat.orchestrator.embedded.dispatch import Dispatcher
 from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Execution, Finished, Mismatch, Step
 from ziggurat.orchestrator.embedded.guard import forbidden_names
 from ziggurat.orchestrator.embedded.options import EngineOptions
-from ziggurat.orchestrator.embedded.resident import Resident, open_view, rest_of
+from ziggurat.orchestrator.embedded.resident import Resident, rest_of
 from ziggurat.orchestrator.embedded.store import Reader, event_row, run_row
 from ziggurat.orchestrator.embedded.surgery import current_generation
 from ziggurat.orchestrator.embedded.timers import Timers
 from ziggurat.orchestrator.embedded.watching import Watchers
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.program.registry import Registry
-from ziggurat.records import STOPPED, ErrorInfo, Event, Progress, Run, RunEvent, Usage
+from ziggurat.records import STOPPED, ErrorInfo, Event, Run, Usage
 
 
 class Driver:
@@ -93,8 +93,8 @@ class Driver:
         resident.writes -= 1
         if after is not None:
             after()
-        if self.watchers and resident.run.id in self.watchers:
-            self._tell_event(resident, event)
+        if self.watchers:
+            self.watchers.event(resident.run, event)
         execution = resident.execution
         if execution is None:
             return
@@ -157,7 +157,7 @@ class Driver:
         elif step.kind == "child":
             self._begin(resident, step)
         if self.watchers:
-            self.tell_step(resident, step)
+            self.watchers.step(resident.run, step)
 
     def _drop(self, resident: Resident, dropped: list[Step]) -> None:
         for step in dropped:
@@ -183,7 +183,7 @@ class Driver:
                     run, status="waiting", wake_at=wake, reason=reason, state=execution.state, events=execution.applied
                 )
                 self.write(Write(runs=[self._row(resident)]))
-                self._tell_status(resident)
+                self.watchers.status(resident.run)
             elif run.state is not execution.state:
                 resident.run = replace(run, state=execution.state)
         if self.options.evict_always:
@@ -193,7 +193,12 @@ class Driver:
             self._evict_oldest()
 
     def _evict_if_idle(self, resident: Resident) -> None:
-        if self.residents.get(resident.run.id) is resident and resident.writes == 0 and not resident.finishing and not resident.paused:
+        if (
+            self.residents.get(resident.run.id) is resident
+            and resident.writes == 0
+            and not resident.finishing
+            and not resident.paused
+        ):
             self.evict(resident)
 
     def _evict_oldest(self) -> None:
@@ -264,7 +269,7 @@ class Driver:
             run,
             patches=[e.name for e in events if e.kind == "patched"],
             suggest_at=self.options.history_suggest,
-            show=partial(self._show, run.id),
+            show=partial(self.watchers.emitted, run.id, self.clock),
         )
         resident.execution = execution
         for index, event in enumerate(events):
@@ -285,8 +290,8 @@ class Driver:
         except (Mismatch, ZigguratError) as error:
             self.park(resident, str(error))
             return
-        if self.watchers and resident.run.id in self.watchers:
-            self._tell_event(resident, event)
+        if self.watchers:
+            self.watchers.event(resident.run, event)
         self.harvest(resident)
 
     def go_on(self, resident: Resident) -> None:
@@ -343,7 +348,7 @@ class Driver:
 
     def _ended(self, resident: Resident, event: Event) -> None:
         resident.writes -= 1
-        self._tell_event(resident, event)
+        self.watchers.event(resident.run, event)
         self._leave(resident)
 
     def _leave(self, resident: Resident) -> None:
@@ -353,14 +358,15 @@ class Driver:
             execution.discard()
         if self.residents.get(resident.run.id) is resident:
             del self.residents[resident.run.id]
-        self._tell_status(resident)
+        self.watchers.status(resident.run)
         for call in self._stopped.pop(resident.run.id, ()):
             call(resident.run)
 
     def _continue(self, resident: Resident, finished: Finished) -> None:
         """Begin the run's next generation: the same id, new arguments, an empty history but for signals not taken yet."""
         execution = resident.execution
-        assert execution is not None and finished.result is not None
+        assert execution is not None
+        assert finished.result is not None
         leftovers = list(execution.steps.values())
         self._drop(resident, leftovers)
         events = [
@@ -474,44 +480,6 @@ class Driver:
         resident = self.resident(run_id)
         if resident is not None and not resident.finishing:
             self.record(resident, self.event(resident, "cancel_requested", detail=reason))
-
-    # -- watchers -------------------------------------------------------------------------------------------------
-
-    def progress(self, items: list[Progress]) -> None:
-        """Show what workers published."""
-        for item in items:
-            resident = self.residents.get(item.run)
-            if item.kind == "started" and resident is not None:
-                step = resident.step(item.step)
-                if step is not None and step.attempt == item.attempt:
-                    step.started_at = item.at
-                    self.tell_step(resident, step)
-            elif item.run in self.watchers:
-                self.watchers.tell(RunEvent(run=item.run, kind="progress", progress=item))
-
-    def _show(self, run_id: str, kind: str, data: bytes) -> None:
-        if run_id in self.watchers:
-            progress = Progress(run=run_id, kind=kind, at=self.clock.time(), data=Raw(data))
-            self.watchers.tell(RunEvent(run=run_id, kind="progress", progress=progress))
-
-    def tell(self, resident: Resident, event: Event) -> None:
-        """Show an event that informs, and the run's new status."""
-        self._tell_event(resident, event)
-        self._tell_status(resident)
-
-    def _tell_event(self, resident: Resident, event: Event) -> None:
-        self.watchers.tell(RunEvent(run=resident.run.id, kind="history", offset=event.seq, event=event))
-
-    def tell_step(self, resident: Resident, step: Step) -> None:
-        """Show a step that is under way, if anyone watches."""
-        if resident.run.id not in self.watchers:
-            return
-        self.watchers.tell(RunEvent(run=resident.run.id, kind="step", step=open_view(step)))
-
-    def _tell_status(self, resident: Resident) -> None:
-        run = resident.run
-        if run.id in self.watchers:
-            self.watchers.tell(RunEvent(run=run.id, kind="status", status=run.status, reason=run.reason))
 
 
 def _mismatch_text(run: Run, mismatch: Mismatch) -> str:

@@ -9,29 +9,28 @@ from __future__ import annotations
 import asyncio
 import builtins
 import logging
-import random
-import secrets
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from msgspec import Raw
 from msgspec.structs import replace
 
 from ziggurat.clock import Clock, SystemClock
-from ziggurat.errors import Conflict, LayerUnreachable, StateUnusable, UnknownName
+from ziggurat.errors import Conflict, LayerUnreachable, UnknownName
 from ziggurat.orchestrator.embedded import guard
 from ziggurat.orchestrator.embedded.dispatch import Dispatcher
 from ziggurat.orchestrator.embedded.driver import Driver
 from ziggurat.orchestrator.embedded.execution import Step
 from ziggurat.orchestrator.embedded.inbox import Inbox
+from ziggurat.orchestrator.embedded.journal import Journal
 from ziggurat.orchestrator.embedded.lock import StateLock
+from ziggurat.orchestrator.embedded.newborn import new_id, new_run
 from ziggurat.orchestrator.embedded.options import EngineOptions
 from ziggurat.orchestrator.embedded.resident import Resident, step_views
-from ziggurat.orchestrator.embedded.store import Reader, event_row, run_row
+from ziggurat.orchestrator.embedded.store import event_row, run_row
 from ziggurat.orchestrator.embedded.surgery import current_generation, fork_events, retry_events
-from ziggurat.orchestrator.embedded.writer import Write, Writer
+from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue
@@ -71,10 +70,6 @@ class EmbeddedOrchestrator(Orchestrator):
         self.clock = clock or SystemClock()
         self.queue, self.registry = queue, registry
         self.lock = StateLock(self.path)
-        self._failure: StateUnusable | None = None
-        #: What callers wait for; a failed writer fails them all.
-        self._waits: set[asyncio.Future[Any]] = set()
-        self._starting: dict[str, Resident] = {}
         self._tasks: builtins.list[asyncio.Task[None]] = []
         self._open = False
 
@@ -87,13 +82,11 @@ class EmbeddedOrchestrator(Orchestrator):
         """
         self.lock.acquire(self.clock.time())
         try:
-            self._loop = asyncio.get_running_loop()
-            self._writer = Writer(self.path, self._committed, self._writer_failed)
-            self._reader = Reader(self.path)
+            self._journal = Journal(self.path)
         except BaseException:
             self.lock.release()
             raise
-        self._key = self._reader.last_key()
+        self._key = self._journal.reader.last_key()
         self._dispatcher = Dispatcher(
             self.queue,
             self.clock,
@@ -103,8 +96,8 @@ class EmbeddedOrchestrator(Orchestrator):
             sweep_age=self.options.sweep_age,
         )
         self.driver = Driver(
-            self._reader,
-            self._write,
+            self._journal.reader,
+            self._journal.write,
             self._dispatcher,
             self._begin_child,
             lambda run, step: self._inbox.due(run, step),
@@ -136,15 +129,14 @@ class EmbeddedOrchestrator(Orchestrator):
             execution, resident.execution = resident.execution, None
             if execution is not None:
                 execution.discard()
-        await asyncio.to_thread(self._writer.close)
-        self._reader.close()
+        await self._journal.close()
         self.lock.release()
         guard.uninstall()
 
     async def _recover(self) -> None:
         """Go on with every run that was not at rest. Runs that wait cost one heap entry each until their moment comes."""
         done = 0
-        for run_id, status, wake_at in builtins.list(self._reader.unfinished()):
+        for run_id, status, wake_at in builtins.list(self._journal.reader.unfinished()):
             if run_id in self.driver.residents:
                 continue
             if status == "waiting":
@@ -156,66 +148,12 @@ class EmbeddedOrchestrator(Orchestrator):
             if done % _RECOVER_AT_ONCE == 0:
                 await asyncio.sleep(0)
 
-    # -- between threads ----------------------------------------------------------------------------------------------
-
-    def _write(self, write: Write) -> None:
-        if self._failure is not None:
-            return
-        self._writer.add(write)
-
-    def _committed(self, batch: builtins.list[Write]) -> None:
-        self._loop.call_soon_threadsafe(self._on_committed, batch)
-
-    def _on_committed(self, batch: builtins.list[Write]) -> None:
-        if not self._open:
-            return
-        for write in batch:
-            if write.done is not None:
-                try:
-                    write.done()
-                except Exception:
-                    log.exception("A run could not be driven on; it is left as recorded")
-
-    def _writer_failed(self, error: StateUnusable) -> None:
-        self._loop.call_soon_threadsafe(self._on_failed, error)
-
-    def _on_failed(self, error: StateUnusable) -> None:
-        log.error("%s The engine stops; what was recorded is safe.", error)
-        self._failure = error
-        for future in self._waits:
-            if not future.done():
-                future.set_exception(error)
-
-    async def _durable(self, write: Write) -> None:
-        """Write and wait until it is on the disk. Raises StateUnusable if that fails."""
-        if not self._open:
-            raise LayerUnreachable("The orchestrator is closed.")
-        future: asyncio.Future[None] = self._loop.create_future()
-        before = write.done
-
-        def done() -> None:
-            if before is not None:
-                before()
-            if not future.done():
-                future.set_result(None)
-
-        write.done = done
-        self._write(write)
-        await self._or_failure(future)
-
-    async def _or_failure(self, future: asyncio.Future[Any]) -> None:
-        if self._failure is not None:
-            raise self._failure
-        self._waits.add(future)
-        try:
-            await future
-        finally:
-            self._waits.discard(future)
+    # -- inside the engine ----------------------------------------------------------------------------------------
 
     async def _take_progress(self) -> None:
         while True:
             try:
-                self.driver.progress(await self.queue.progress(1024, 5.0))
+                self._inbox.progress(await self.queue.progress(1024, 5.0))
             except LayerUnreachable:
                 await asyncio.sleep(1.0)
 
@@ -231,43 +169,25 @@ class EmbeddedOrchestrator(Orchestrator):
             if existing is not None:
                 await self._settled_writes(request.id)
                 return existing
-        workflow = self.registry.workflow(request.workflow)
-        run = self._new_run(request, workflow)
+        self.registry.workflow(request.workflow)
+        run = new_run(request, self.clock.time())
         resident = self._admit(run)
         event = self.driver.event(resident, "run_started", detail=request.entry)
         write = Write(
             [event_row(resident.key, event)], [run_row(resident.key, run)], done=partial(self._started, resident, event)
         )
-        await self._durable(write)
+        await self._journal.durable(write)
         return resident.run
 
     def _existing(self, request: StartRequest) -> Run | None:
         resident = self.driver.residents.get(request.id)
-        row = None if resident is not None else self._reader.run(request.id)
+        row = None if resident is not None else self._journal.reader.run(request.id)
         run = resident.run if resident is not None else row[1] if row is not None else None
         if run is not None and run.workflow != request.workflow:
             raise Conflict(
                 f"The id {request.id!r} belongs to a run of {run.workflow!r}; choose another id for {request.workflow!r}."
             )
         return run
-
-    def _new_run(self, request: StartRequest, workflow: object, parent: str = "", parent_step: int = 0) -> Run:
-        now = self.clock.time()
-        return Run(
-            id=request.id or new_id(request.workflow, now),
-            workflow=request.workflow,
-            status="running",
-            payload=request.payload,
-            namespace=request.namespace,
-            entry=request.entry,
-            tags=request.tags,
-            priority=request.priority,
-            budget_usd=request.budget_usd,
-            created_at=now,
-            started_at=now,
-            parent=parent,
-            parent_step=parent_step,
-        )
 
     def _admit(self, run: Run) -> Resident:
         self._key += 1
@@ -287,7 +207,7 @@ class EmbeddedOrchestrator(Orchestrator):
         resident = driver.residents.get(step.child)
         if resident is not None:
             return
-        row = self._reader.run(step.child)
+        row = self._journal.reader.run(step.child)
         if row is not None:
             child = row[1]
             if child.status in ENDED and child.parent == parent.run.id:
@@ -306,10 +226,10 @@ class EmbeddedOrchestrator(Orchestrator):
             priority=options.priority or parent.run.priority,
             budget_usd=options.budget,
         )
-        run = self._new_run(request, None, parent.run.id, step.number)
+        run = new_run(request, self.clock.time(), parent.run.id, step.number)
         child_resident = self._admit(run)
         event = driver.event(child_resident, "run_started", detail=step.entry)
-        self._write(
+        self._journal.write(
             Write(
                 [event_row(child_resident.key, event)],
                 [run_row(child_resident.key, run)],
@@ -345,7 +265,7 @@ class EmbeddedOrchestrator(Orchestrator):
         resident = self._cold(key, found)
         event = self.driver.event(resident, "run_cancelled", detail=reason)
         ended = replace(found, status="cancelled", reason=reason, ended_at=event.at, events=event.seq)
-        await self._durable(Write([event_row(key, event)], [run_row(key, ended)]))
+        await self._journal.durable(Write([event_row(key, event)], [run_row(key, ended)]))
 
     async def pause(self, run: str, reason: str = "") -> None:
         resident = self._awake(run, "pause")
@@ -374,13 +294,13 @@ class EmbeddedOrchestrator(Orchestrator):
         if found.status != "failed":
             raise Conflict(f"The run {run} is {found.status}; only a failed run can be retried.")
         key, found = self._row(run)
-        await self._take_up(run, "run_retried", retry_events(found, self._reader.events(key)))
+        await self._take_up(run, "run_retried", retry_events(found, self._journal.reader.events(key)))
         return self._stored(run)
 
     async def _take_up(self, run: str, kind: str, kept: builtins.list[Event] | None) -> None:
         """Bring a stopped run back: with its history as it is, or with `kept` in its place."""
         self.driver.parked.pop(run, None)
-        await self._durable(Write())
+        await self._journal.durable(Write())
         key, found = self._row(run)
         resident = self._cold(key, found)
         event = self.driver.event(resident, kind)
@@ -394,15 +314,15 @@ class EmbeddedOrchestrator(Orchestrator):
         if kept is not None:
             statements.append(("DELETE FROM events WHERE run = ?", (key,)))
             rows = [event_row(key, e) for e in kept] + rows
-        await self._durable(Write(rows, [run_row(key, revived)], statements))
+        await self._journal.durable(Write(rows, [run_row(key, revived)], statements))
         self.driver.resident(run)
 
     async def fork(self, run: str, step: int, *, payload: Raw | None = None, id: str = "") -> Run:
         key, found = self._row(run)
         await self._settled_writes(run)
-        kept = fork_events(self._reader.events(key), step)
+        kept = fork_events(self._journal.reader.events(key), step)
         now = self.clock.time()
-        if id and self._reader.run(id) is not None:
+        if id and self._journal.reader.run(id) is not None:
             raise Conflict(f"The id {id!r} belongs to another run; choose a new one for the fork.")
         forked = Run(
             id=id or new_id(found.workflow, now),
@@ -423,14 +343,14 @@ class EmbeddedOrchestrator(Orchestrator):
         resident = self._cold(self._key, forked)
         resident.next_seq = (kept[-1].seq if kept else 0) + 1
         event = self.driver.event(resident, "run_forked", detail=f"{run} before step {step}")
-        await self._durable(Write([event_row(self._key, e) for e in [*kept, event]], [run_row(self._key, forked)]))
+        await self._journal.durable(Write([event_row(self._key, e) for e in [*kept, event]], [run_row(self._key, forked)]))
         self.driver.resident(forked.id)
         return self._stored(forked.id)
 
     async def purge(self, where: RunFilter) -> int:
-        keys = await asyncio.to_thread(self._in_thread, lambda reader: reader.ended_keys(where))
+        keys = await self._journal.read(lambda reader: reader.ended_keys(where))
         if not keys and where.search:
-            found = self._reader.run(where.search)
+            found = self._journal.reader.run(where.search)
             if found is not None:
                 raise Conflict(f"The run {where.search} is {found[1].status}; only ended runs can be purged. Cancel it first.")
         for at in range(0, len(keys), 500):
@@ -440,7 +360,7 @@ class EmbeddedOrchestrator(Orchestrator):
                 (f"DELETE FROM events WHERE run IN ({marks})", tuple(part)),
                 (f"DELETE FROM runs WHERE key IN ({marks})", tuple(part)),
             ]
-            await self._durable(Write(statements=statements))
+            await self._journal.durable(Write(statements=statements))
         return len(keys)
 
     # -- looking --------------------------------------------------------------------------------------------------
@@ -449,28 +369,30 @@ class EmbeddedOrchestrator(Orchestrator):
         return self._stored(run)
 
     async def list(self, where: RunFilter) -> builtins.list[Run]:
-        found = await asyncio.to_thread(self._in_thread, lambda reader: reader.runs(where))
+        found = await self._journal.read(lambda reader: reader.runs(where))
         live = self.driver.residents
         return [replace(live[r.id].run, payload=Raw(b"{}"), result=None) if r.id in live else r for r in found]
 
     async def history(self, run: str, *, after: int = 0, limit: int = 1000) -> builtins.list[Event]:
         key, _ = self._row(run)
-        return self._reader.events(key, after=after, limit=limit)
+        return self._journal.reader.events(key, after=after, limit=limit)
 
     async def steps(self, run: str) -> builtins.list[StepView]:
         key, _ = self._row(run)
         resident = self.driver.residents.get(run)
-        return step_views(current_generation(self._reader.events(key)), resident.execution if resident is not None else None)
+        return step_views(
+            current_generation(self._journal.reader.events(key)), resident.execution if resident is not None else None
+        )
 
     async def wait(self, run: str, timeout: float | None = None) -> Run:
         found = self._stored(run)
         resident = self.driver.residents.get(run)
         if found.status in STOPPED and resident is None:
             return found
-        future: asyncio.Future[Run] = self._loop.create_future()
+        future: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
         self.driver.when_stopped(run, lambda stopped: None if future.done() else future.set_result(stopped))
         async with asyncio.timeout(timeout):
-            await self._or_failure(future)
+            await self._journal.wait(future)
             return future.result()
 
     async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
@@ -478,11 +400,11 @@ class EmbeddedOrchestrator(Orchestrator):
         watcher = self.driver.watchers.add(run)
         try:
             seen = after
-            for event in self._reader.events(key, after=after):
+            for event in self._journal.reader.events(key, after=after):
                 seen = event.seq
                 yield RunEvent(run=run, kind="history", offset=event.seq, event=event)
             resident = self.driver.resident(run)
-            if resident is None or resident.execution is None and not resident.writes:
+            if resident is None or (resident.execution is None and not resident.writes):
                 found = self._stored(run)
                 yield RunEvent(run=run, kind="status", status=found.status, reason=found.reason)
                 if found.status in STOPPED:
@@ -502,16 +424,8 @@ class EmbeddedOrchestrator(Orchestrator):
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _in_thread(self, read: Callable[[Reader], object]) -> builtins.list:  # type: ignore[type-arg]
-        """Run a long read on a connection of its own, beside the event loop."""
-        reader = Reader(self.path)
-        try:
-            return read(reader)  # type: ignore[return-value]
-        finally:
-            reader.close()
-
     def _row(self, run: str) -> tuple[int, Run]:
-        found = self._reader.run(run)
+        found = self._journal.reader.run(run)
         if found is None:
             resident = self.driver.residents.get(run)
             if resident is not None:
@@ -541,7 +455,7 @@ class EmbeddedOrchestrator(Orchestrator):
 
     def _cold(self, key: int, run: Run) -> Resident:
         """Return a run for writing a few events of it, without its program and unknown to the driver."""
-        events = self._reader.events(key)
+        events = self._journal.reader.events(key)
         resident = Resident(key, run, events[-1].seq + 1 if events else 1)
         resident.at = events[-1].at if events else run.created_at
         return resident
@@ -549,12 +463,12 @@ class EmbeddedOrchestrator(Orchestrator):
     async def _settled_writes(self, run: str) -> None:
         """Wait until what is known of a run in memory is in the file."""
         if run in self.driver.residents:
-            await self._durable(Write())
+            await self._journal.durable(Write())
 
     async def _record(self, resident: Resident, event: Event) -> None:
-        future: asyncio.Future[None] = self._loop.create_future()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.driver.record(resident, event, lambda: None if future.done() else future.set_result(None))
-        await self._or_failure(future)
+        await self._journal.wait(future)
 
     async def _record_with_row(self, resident: Resident, event: Event, after: Callable[[], None] | None = None) -> None:
         resident.writes += 1
@@ -564,22 +478,12 @@ class EmbeddedOrchestrator(Orchestrator):
             resident.writes -= 1
             if resident.execution is not None:
                 resident.execution.applied = event.seq
-            self.driver.tell(resident, event)
+            self.driver.watchers.event(resident.run, event)
+            self.driver.watchers.status(resident.run)
             if after is not None:
                 after()
 
-        await self._durable(Write([event_row(resident.key, event)], [run_row(resident.key, resident.run)], done=done))
-
-
-#: Seeded by the system once: reading its entropy for every id costs more than all else in a start.
-_chance = random.Random(secrets.randbits(128))
-
-
-def new_id(workflow: str, now: float) -> str:
-    """Return a new run id: the workflow's name, then 40 bits of time and 30 of chance in base 32, so that ids sort by age."""
-    number = (int(now * 1000) & (1 << 40) - 1) << 30 | _chance.getrandbits(30)
-    text = "".join("0123456789abcdefghjkmnpqrstvwxyz"[number >> shift & 31] for shift in range(65, -1, -5))
-    return f"{workflow}-{text}"
+        await self._journal.durable(Write([event_row(resident.key, event)], [run_row(resident.key, resident.run)], done=done))
 
 
 def _retry_hint(run: Run) -> str:

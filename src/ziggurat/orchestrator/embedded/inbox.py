@@ -19,7 +19,7 @@ from ziggurat.orchestrator.embedded.execution import Step
 from ziggurat.orchestrator.embedded.options import EngineOptions
 from ziggurat.orchestrator.embedded.resident import Resident, usage_of
 from ziggurat.orchestrator.retry import next_attempt
-from ziggurat.records import ErrorInfo, Event, Outcome
+from ziggurat.records import ErrorInfo, Event, Outcome, Progress, RunEvent
 
 
 class Inbox:
@@ -105,7 +105,7 @@ class Inbox:
         step.retry_at, step.heartbeat = due, outcome.heartbeat
         self.driver.record(resident, event, partial(self.dispatcher.ack, outcome))
         self.driver.timers.add(due, resident.run.id, step.number)
-        self.driver.tell_step(resident, step)
+        self.driver.watchers.step(resident.run, step)
 
     def _outcome_event(self, resident: Resident, step: Step, outcome: Outcome, kind: str, **fields: Any) -> Event:
         usage = usage_of(outcome.calls)
@@ -187,3 +187,16 @@ class Inbox:
             step = resident.step(number) if resident is not None else None
             if resident is not None and step is not None and step.kind == "task" and not step.settled and step.retry_at is None:
                 self.dispatcher.send(resident.run, step)
+
+    def progress(self, items: list[Progress]) -> None:
+        """Show what workers published."""
+        watchers = self.driver.watchers
+        for item in items:
+            resident = self.driver.residents.get(item.run)
+            if item.kind == "started" and resident is not None:
+                step = resident.step(item.step)
+                if step is not None and step.attempt == item.attempt:
+                    step.started_at = item.at
+                    watchers.step(resident.run, step)
+            elif item.run in watchers:
+                watchers.tell(RunEvent(run=item.run, kind="progress", progress=item))

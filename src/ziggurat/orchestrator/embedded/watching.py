@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from ziggurat.records import RunEvent
+from msgspec import Raw
+
+from ziggurat.clock import Clock
+from ziggurat.orchestrator.embedded.execution import Step
+from ziggurat.orchestrator.embedded.resident import open_view
+from ziggurat.records import Event, Progress, Run, RunEvent
 
 #: Events kept for a watcher that does not read; past that it loses the oldest progress, never the end.
 BACKLOG_MAX = 10_000
@@ -65,3 +70,23 @@ class Watchers:
         """Hand an event to the watchers of its run."""
         for watcher in self._by_run.get(event.run, ()):
             watcher.put(event)
+
+    def event(self, run: Run, event: Event) -> None:
+        """Show an event of the history."""
+        if run.id in self._by_run:
+            self.tell(RunEvent(run=run.id, kind="history", offset=event.seq, event=event))
+
+    def step(self, run: Run, step: Step) -> None:
+        """Show a step that is under way."""
+        if run.id in self._by_run:
+            self.tell(RunEvent(run=run.id, kind="step", step=open_view(step)))
+
+    def status(self, run: Run) -> None:
+        """Show a run's status."""
+        if run.id in self._by_run:
+            self.tell(RunEvent(run=run.id, kind="status", status=run.status, reason=run.reason))
+
+    def emitted(self, run: str, clock: Clock, kind: str, data: bytes) -> None:
+        """Show what a workflow emitted."""
+        if run in self._by_run:
+            self.tell(RunEvent(run=run, kind="progress", progress=Progress(run=run, kind=kind, at=clock.time(), data=Raw(data))))

@@ -1,0 +1,112 @@
+"""The state file as the event loop sees it: writes that can be waited for, reads, and one failure for all.
+
+The writer commits in its own thread; what is to happen after a commit is called back here, on the loop, in the order of the writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ziggurat.errors import LayerUnreachable, StateUnusable
+from ziggurat.orchestrator.embedded.store import Reader
+from ziggurat.orchestrator.embedded.writer import Write, Writer
+
+log = logging.getLogger("ziggurat.orchestrator")
+
+T = TypeVar("T")
+
+
+class Journal:
+    """The one writer and the loop's own reader of a state file. Make it on the event loop that will use it.
+
+    Raises StateUnusable if the file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._loop = asyncio.get_running_loop()
+        self.writer = Writer(path, self._committed, self._failed)
+        self.reader = Reader(path)
+        #: What callers wait for; a failed writer fails them all.
+        self._waits: set[asyncio.Future[Any]] = set()
+        self._failure: StateUnusable | None = None
+        self._open = True
+
+    async def close(self) -> None:
+        """Commit what is queued and close the file. Nothing is called back any more."""
+        self._open = False
+        await asyncio.to_thread(self.writer.close)
+        self.reader.close()
+
+    def write(self, write: Write) -> None:
+        """Hand a write to the writer. After a failure nothing is written: the next open reads the truth."""
+        if self._failure is None:
+            self.writer.add(write)
+
+    async def durable(self, write: Write) -> None:
+        """Write, and wait until it is on the disk. Raises StateUnusable if it cannot be, LayerUnreachable when closed."""
+        if not self._open:
+            raise LayerUnreachable("The orchestrator is closed.")
+        future: asyncio.Future[None] = self._loop.create_future()
+        before = write.done
+
+        def done() -> None:
+            if before is not None:
+                before()
+            if not future.done():
+                future.set_result(None)
+
+        write.done = done
+        self.write(write)
+        await self.wait(future)
+
+    async def wait(self, future: asyncio.Future[Any]) -> None:
+        """Wait for something that a write will bring about. Raises StateUnusable if the writer fails before."""
+        if self._failure is not None:
+            raise self._failure
+        self._waits.add(future)
+        try:
+            await future
+        finally:
+            self._waits.discard(future)
+
+    async def read(self, read: Callable[[Reader], T]) -> T:
+        """Do a long read beside the event loop, on a connection of its own. Raises StateUnusable."""
+        return await asyncio.to_thread(self._read, read)
+
+    def _read(self, read: Callable[[Reader], T]) -> T:
+        reader = Reader(self.path)
+        try:
+            return read(reader)
+        finally:
+            reader.close()
+
+    # -- from the writer's thread -----------------------------------------------------------------------------------
+
+    def _committed(self, batch: list[Write]) -> None:
+        self._loop.call_soon_threadsafe(self._on_committed, batch)
+
+    def _failed(self, error: StateUnusable) -> None:
+        self._loop.call_soon_threadsafe(self._on_failed, error)
+
+    # -- on the event loop ------------------------------------------------------------------------------------------
+
+    def _on_committed(self, batch: list[Write]) -> None:
+        for write in batch:
+            if write.done is None or not self._open:
+                continue
+            try:
+                write.done()
+            except Exception:
+                log.exception("A run could not be driven on; it is left as recorded.")
+
+    def _on_failed(self, error: StateUnusable) -> None:
+        log.error("%s The engine stops; what was recorded is safe.", error)
+        self._failure = error
+        for future in self._waits:
+            if not future.done():
+                future.set_exception(error)
