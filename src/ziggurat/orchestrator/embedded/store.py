@@ -247,8 +247,8 @@ def event_row(key: int, event: Event) -> tuple[int, int, bytes]:
     return (key, event.seq, _encode(event))
 
 
-INSERT_RUN = "INSERT INTO runs (key, id, workflow, namespace, status, created_at, ended_at, wake_at, parent, "
-    "head, payload, result, state) VALUES "
+_RUN_COLUMNS = "key, id, workflow, namespace, status, created_at, ended_at, wake_at, parent, head, payload, result, state"
+INSERT_RUN = f"INSERT INTO runs ({_RUN_COLUMNS}) VALUES "
 RUN_VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 ON_RUN_CONFLICT = (
     " ON CONFLICT (key) DO UPDATE SET status = excluded.status, ended_at = excluded.ended_at, wake_at = excluded.wake_at, "
