@@ -155,10 +155,12 @@ def _looks_up(room: str, other: str, floor_of: dict[str, int], ground: int) -> s
         return ""
     if other == OUTSIDE:
         return "nothing that ships to production imports testing."
+    client = floor_of.get("client", -1)
     if other == "":
-        return "the package's front door is for users; import the module that defines the name."
+        # What stands above the client may use the package as its users do.
+        is_above = floor_of.get(room, ground) < client
+        return "" if is_above else "the package's front door is for users; import the module that defines the name."
     if room == OUTSIDE:
-        client = floor_of.get("client", -1)
         return "" if floor_of.get(other, ground) > client else "testing stands below the client."
     if other not in floor_of:
         return ""  # Reported once, at the room itself.

@@ -100,7 +100,7 @@ def test_a_clean_tree_passes(tmp_path: Path) -> None:
         queues__interface='"""The interface."""\nfrom ziggurat import errors\n',
         queues__backends__memory='"""A backend."""\nfrom ziggurat.queues.interface import Queue\n',
         assembly='"""Assembly."""\nBACKENDS = {"memory": "ziggurat.queues.backends.memory:MemoryQueue"}\n',
-        doors__cli='"""A door."""\nfrom ziggurat import assembly\n',
+        doors__cli='"""A door."""\nfrom ziggurat import __version__, assembly\n',
         testing__queue_suite='"""A suite."""\nfrom ziggurat.queues import interface\n',
     )
     assert list(house.all_violations(tmp_path / "ziggurat")) == []
