@@ -64,8 +64,10 @@ class EmbeddedOrchestrator(Orchestrator):
         *,
         options: EngineOptions | None = None,
         clock: Clock | None = None,
+        drive: bool = True,
     ) -> None:
         self.path = Path(path)
+        self._drive = drive
         self.options = options or EngineOptions()
         self.clock = clock or SystemClock()
         self.queue, self.registry = queue, registry
@@ -109,11 +111,12 @@ class EmbeddedOrchestrator(Orchestrator):
         self.driver.timers.alive = self._is_alive
         guard.install()
         self._open = True
-        self._dispatcher.start()
-        self._tasks = [
-            asyncio.create_task(self._recover(), name="ziggurat-recover"),
-            asyncio.create_task(self._take_progress(), name="ziggurat-progress"),
-        ]
+        if self._drive:
+            self._dispatcher.start()
+            self._tasks = [
+                asyncio.create_task(self._recover(), name="ziggurat-recover"),
+                asyncio.create_task(self._take_progress(), name="ziggurat-progress"),
+            ]
 
     async def close(self) -> None:
         """Stop driving, write what is pending, and let go of the state file."""
