@@ -1,0 +1,45 @@
+"""An outage of the queue as the worker sees it: told once, waited out with growing pauses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+
+from ziggurat.errors import QueueUnavailable
+
+logger = logging.getLogger("ziggurat.workers")
+
+#: First and longest pause between two tries, in seconds; each is spread by ±25 % so that workers do not return all at once.
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+
+
+class Outage:
+    """Shared by all of a worker's loops, which meet the same outage each in its own call."""
+
+    def __init__(self, worker: str) -> None:
+        self._worker = worker
+        self._pause = FIRST_PAUSE
+        #: Loop time at which the outage began; 0 while there is none.
+        self.since = 0.0
+        #: What is wrong, as a sentence; empty while nothing is.
+        self.sentence = ""
+
+    async def wait(self, error: Exception) -> None:
+        """Note a failed call and wait before the next one."""
+        expected = isinstance(error, QueueUnavailable)
+        self.sentence = str(error) if expected else f"The queue failed unexpectedly: {type(error).__name__}: {error}"
+        if not self.since:
+            self.since = asyncio.get_running_loop().time()
+            trace = None if expected else error
+            logger.warning("The worker %s cannot use its queue and keeps trying: %s", self._worker, self.sentence, exc_info=trace)
+        pause = self._pause * random.uniform(0.75, 1.25)
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        await asyncio.sleep(pause)
+
+    def over(self) -> None:
+        """Note that a call succeeded."""
+        if self.since:
+            lasted = asyncio.get_running_loop().time() - self.since
+            logger.warning("The worker %s can use its queue again, after %.1f s.", self._worker, lasted)
+        self.since, self.sentence, self._pause = 0.0, "", FIRST_PAUSE

@@ -1,0 +1,499 @@
+"""The worker: takes messages from a queue, runs their tasks, settles what they came to.
+
+    receive ─▶ held ─▶ executor ─▶ finished ─settle─▶ gone
+                 │                    returned ─release─▶ back on the queue
+                 └─ leases renewed until settled
+
+A worker is stateless: everything it holds is leased, so when it dies its messages return by themselves. It takes no more than it has free
+slots for. `stop` drains it: nothing new is taken, unstarted work goes back at once, running attempts have the grace period, and what
+is left then goes back too, with no attempt burned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from ziggurat.clock import Clock, SystemClock
+from ziggurat.errors import ConfigurationError, QueueUnavailable
+from ziggurat.program.failures import describe
+from ziggurat.program.registry import Registry
+from ziggurat.queues.interface import Queue
+from ziggurat.records import Delivery, ErrorInfo, Outcome, Progress
+from ziggurat.workers.attempt import Attempt
+from ziggurat.workers.children import Bootstrap, ChildPool
+from ziggurat.workers.executor import Executor, Limits
+from ziggurat.workers.leases import LeaseKeeper, LeaseThread
+from ziggurat.workers.memory import resident_bytes
+from ziggurat.workers.options import Tally, WorkerOptions
+from ziggurat.workers.outage import Outage
+
+logger = logging.getLogger("ziggurat.workers")
+
+T = TypeVar("T")
+
+#: Progress that waits to be published, at most; the oldest is dropped first.
+PROGRESS_KEPT = 10_000
+#: Seconds for which progress is gathered into one batch.
+PROGRESS_WAIT = 0.02
+#: Seconds between two looks at the memory that the process uses.
+MEMORY_INTERVAL = 5.0
+#: Cancellations of messages that have not arrived here yet, remembered at most.
+EARLY_CANCELS = 1_000
+
+
+class Worker:
+    """Runs tasks from a queue that is open already.
+
+    Args:
+        queue: where work comes from and outcomes go.
+        registry: the tasks that this worker knows.
+        lease_keeper: makes a second connection to the queue, for the thread that renews leases; None renews them on the event loop,
+            which is right for a queue in the same process.
+        bootstrap: how child processes for process=True tasks make themselves ready; by default they import the registry's modules.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        registry: Registry,
+        *,
+        options: WorkerOptions | None = None,
+        clock: Clock | None = None,
+        lease_keeper: Callable[[], Queue] | None = None,
+        bootstrap: Bootstrap | None = None,
+    ) -> None:
+        self.options = options or WorkerOptions()
+        self.name = self.options.name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
+        self.tally = Tally()
+        self._queue = queue
+        self._clock = clock or SystemClock()
+        self._progress: deque[Progress] = deque(maxlen=PROGRESS_KEPT)
+        self._progress_waits = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._executor = self._make_executor(registry, bootstrap)
+        #: Everything leased to this worker that is not settled yet, by message id.
+        self._held: dict[str, Attempt] = {}
+        self._finished: list[tuple[Attempt, Outcome]] = []
+        #: What goes back to the queue: the delivery, after how many seconds, and why.
+        self._returned: list[tuple[Delivery, float, str]] = []
+        self._work_done = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._early_cancels: dict[str, None] = {}
+        self._outage = Outage(self.name)
+        keeper = LeaseKeeper(lambda: list(self._held.values()), self._leases_lost, self._clock, 2 * self.options.cleanup)
+        self._lease_thread = LeaseThread(keeper, lease_keeper) if lease_keeper is not None else None
+        self._keeper = keeper
+        self._grace = self.options.grace
+        #: Monotonic time of the last successful call that asked the queue for work; liveness is its age.
+        self.polled_at = self._heard_at = self._clock.monotonic()
+        #: True when the worker drained because of its memory, and wants a fresh process.
+        self.recycle = False
+
+    def _make_executor(self, registry: Registry, bootstrap: Bootstrap | None) -> Executor:
+        options = self.options
+        if bootstrap is None:
+            bootstrap = Bootstrap(modules=registry.modules, memory_limit=options.process_memory)
+        children = ChildPool(bootstrap, tasks_each=options.tasks_per_process)
+        limits = Limits(
+            threads=options.threads or options.concurrency,
+            processes=options.processes or os.cpu_count() or 1,
+            cleanup=options.cleanup,
+            largest_result=self._queue.capabilities.largest_message,
+        )
+        return Executor(registry, self.name, limits, self._clock, self._show, children)
+
+    # -- what others ask -----------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> int:
+        """Attempts that run or wait to be settled."""
+        return len(self._held)
+
+    @property
+    def abandoned(self) -> int:
+        """Attempts whose code runs on although they were given up."""
+        return len(self._executor.abandoned)
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def trouble(self) -> str:
+        """Return why the worker takes no work although it could, as a sentence, or "" if it is well."""
+        if self.abandoned > self.options.abandoned_limit:
+            return f"{self.abandoned} attempts that ran out of time cannot be ended; restart the worker to be rid of them."
+        return self._outage.sentence
+
+    def stop(self, grace: float | None = None) -> None:
+        """Begin to drain; `run` returns when it is done. Calling again with a shorter grace hurries it. Call it on the worker's loop."""
+        if grace is not None:
+            self._grace = grace
+        self._stopping.set()
+        self._settled.set()
+
+    # -- one delivery --------------------------------------------------------------------------------------------
+
+    async def handle(self, delivery: Delivery) -> Outcome:
+        """Run one attempt and return its outcome, for queues that push. A cancellation stops the attempt.
+
+        Raises ConfigurationError if this worker cannot run the message but another might: an unknown task, a newer version.
+        """
+        ended: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
+        attempt = self._executor.start(delivery, lambda _, outcome: None if ended.done() else ended.set_result(outcome))
+        self.tally.started += 1
+        try:
+            outcome = await ended
+        except asyncio.CancelledError:
+            self._executor.stop(attempt, "drain", "The worker is ending.")
+            raise
+        finally:
+            await self._publish_progress()
+        assert outcome is not None  # Only "lost" and "drain" have none, and nobody can ask for those here.
+        self._count(outcome)
+        return outcome
+
+    # -- the loops -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until `stop`. Cancelling it drains without grace. The queue stays open."""
+        self._loop = asyncio.get_running_loop()
+        self.polled_at = self._clock.monotonic()
+        loops = [self._settle_loop(), self._cancel_loop(), self._publish_loop()]
+        if self.options.memory_ceiling:
+            loops.append(self._memory_loop())
+        if self._lease_thread is None:
+            loops.append(self._keeper.run(self._queue))
+        else:
+            self._lease_thread.start()
+        tasks = [self._loop.create_task(loop) for loop in loops]
+        try:
+            await self._receive_until_stopped(tasks)
+            await self._drain(self._grace)
+        except asyncio.CancelledError:
+            self.stop(0.0)
+            await self._drain(0.0)
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            if self._lease_thread is not None:
+                self._lease_thread.stop()
+            await self._publish_progress()
+            await self._executor.close()
+
+    async def _receive_until_stopped(self, others: Sequence[asyncio.Task[None]]) -> None:
+        """Take work until `stop`, or until a loop ends, which is a bug: better to die of it than to live on deaf."""
+        loop = asyncio.get_running_loop()
+        receiving, stopping = loop.create_task(self._receive_loop()), loop.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((receiving, stopping, *others), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            if not self._queue.capabilities.shared:
+                receiving.cancel()  # In one process, a call that waits has taken nothing.
+            elif not receiving.done():
+                # A server may be leasing to us at this moment; hear it out and hand it back.
+                await asyncio.wait((receiving,), timeout=self.options.poll + 5.0)
+                receiving.cancel()
+            await asyncio.wait((receiving,))
+        for task in (receiving, *others):
+            if task.done() and not task.cancelled():
+                task.result()
+
+    async def _receive_loop(self) -> None:
+        options = self.options
+        while not self._stopping.is_set():
+            free = options.concurrency - len(self._held)
+            if free <= 0 or self.abandoned > options.abandoned_limit:
+                self._settled.clear()
+                await _wait(self._settled, options.poll)
+                # A full worker does not ask for work; that it hears cancellations shows that it is alive.
+                self.polled_at = max(self.polled_at, self._heard_at)
+                continue
+            received = await self._call(
+                lambda free=free: self._queue.receive(  # type: ignore[misc]
+                    options.queues, free, worker=self.name, wait=options.poll, region=options.region
+                ),
+                insist=True,
+            )
+            self.polled_at = self._clock.monotonic()
+            for delivery in received:
+                self._take(delivery)
+
+    def _take(self, delivery: Delivery) -> None:
+        message = delivery.message
+        if self._stopping.is_set():
+            self._give_back(delivery)
+            return
+        held = self._held.get(message.id)
+        if held is not None and held.stop_reason != "lost":
+            # Our own lease ran out and the message came back to us: go on under the new lease instead of starting twice.
+            held.delivery = delivery
+            return
+        try:
+            attempt = self._executor.start(delivery, self._ended)
+        except ConfigurationError as error:
+            # Counted, so that a message which nobody can run ends among the dead letters with this reason.
+            delay = min(60.0, self.options.refusal_delay * 3.0 ** min(delivery.epoch - 1, 10))
+            logger.warning("The message %s goes back to the queue for %.0f s: %s", message.id, delay, error)
+            self._give_back(delivery, delay, str(error))
+            return
+        self._held[message.id] = attempt
+        self.tally.started += 1
+        if self._early_cancels and message.id in self._early_cancels:
+            del self._early_cancels[message.id]
+            self._cancel(attempt)
+
+    def _give_back(self, delivery: Delivery, delay: float = 0.0, reason: str = "") -> None:
+        self._returned.append((delivery, delay, reason))
+        self._work_done.set()
+
+    def _ended(self, attempt: Attempt, outcome: Outcome | None) -> None:
+        """Note what an attempt came to. Called by the executor."""
+        if outcome is not None:
+            self._finished.append((attempt, outcome))
+        elif attempt.stop_reason == "drain":
+            self._returned.append((attempt.delivery, 0.0, ""))
+        else:
+            self._let_go(attempt)
+        self._work_done.set()
+
+    def _let_go(self, attempt: Attempt) -> None:
+        if self._held.get(attempt.message.id) is attempt:
+            del self._held[attempt.message.id]
+        self._settled.set()
+
+    # -- settling ------------------------------------------------------------------------------------------------
+
+    async def _settle_loop(self) -> None:
+        while True:
+            await self._work_done.wait()
+            self._work_done.clear()
+            if self._progress and self._finished:
+                await self._publish_progress()  # What an attempt said comes before what it came to.
+            if self._finished:
+                finished, self._finished = self._finished, []
+                await self._settle(finished)
+            if self._returned:
+                returned, self._returned = self._returned, []
+                await self._release(returned)
+
+    async def _settle(self, finished: Sequence[tuple[Attempt, Outcome]]) -> None:
+        """Settle outcomes, retrying until the queue takes or fences them."""
+        try:
+            settled = [(attempt.delivery, outcome) for attempt, outcome in finished]
+            fenced = await self._call(lambda: self._queue.settle(settled))
+        except Exception as error:
+            await self._settle_singly(finished, error)
+            return
+        again = False
+        for (attempt, outcome), (delivery, _) in zip(finished, settled, strict=True):
+            if fenced and delivery.message.id in fenced:
+                if attempt.delivery is not delivery:  # The message came back to us in between: settle under the new lease.
+                    self._finished.append((attempt, outcome))
+                    again = True
+                    continue
+                self._fenced(attempt)
+            self._count(outcome)
+            self._let_go(attempt)
+        if again:
+            self._work_done.set()
+
+    async def _settle_singly(self, finished: Sequence[tuple[Attempt, Outcome]], error: Exception) -> None:
+        """The queue refuses the batch for a reason that will not pass. Find the outcome that it is about, and say so in its place."""
+        if len(finished) > 1:
+            for one in finished:
+                await self._settle([one])
+            return
+        ((attempt, outcome),) = finished
+        if outcome.result is None and outcome.heartbeat is None:
+            logger.error("The queue refuses the outcome of %s; its lease will run out.", attempt.message.id, exc_info=error)
+            self._let_go(attempt)
+            return
+        logger.warning("The queue refuses the outcome of %s: %s", attempt.message.id, error)
+        attempt.details = None
+        info = describe(error)
+        refused = ErrorInfo(type=info.type, message=f"The queue refused the outcome: {info.message}", retryable=False)
+        await self._settle([(attempt, _without_payload(outcome, refused))])
+
+    async def _release(self, returned: Sequence[tuple[Delivery, float, str]]) -> None:
+        groups: dict[tuple[float, str], list[Delivery]] = {}
+        for delivery, delay, reason in returned:
+            groups.setdefault((delay, reason), []).append(delivery)
+        for (delay, reason), deliveries in groups.items():
+            try:
+                await self._call(lambda d=deliveries, s=delay, r=reason: self._queue.release(d, delay=s, reason=r))  # type: ignore[misc]
+            except Exception:
+                logger.exception("%d messages could not be handed back; they return when their leases run out.", len(deliveries))
+            self.tally.released += len(deliveries)
+            for delivery in deliveries:
+                attempt = self._held.get(delivery.message.id)
+                if attempt is not None and attempt.delivery is delivery:
+                    self._let_go(attempt)
+        self._settled.set()
+
+    def _count(self, outcome: Outcome) -> None:
+        setattr(self.tally, outcome.status, getattr(self.tally, outcome.status) + 1)
+
+    # -- leases and cancellations --------------------------------------------------------------------------------
+
+    def _leases_lost(self, deliveries: list[Delivery]) -> None:
+        """Called from the thread that renews leases."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop_lost, deliveries)
+
+    def _stop_lost(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            attempt = self._held.get(delivery.message.id)
+            if attempt is not None and attempt.delivery is delivery and not attempt.done:
+                self._fenced(attempt)
+                self._executor.stop(attempt, "lost", "The lease of this attempt went to another worker.")
+
+    def _fenced(self, attempt: Attempt) -> None:
+        self.tally.lost += 1
+        logger.warning(
+            "The lease of %s (task %r) is lost, so this attempt's outcome is dropped; another worker has the message.",
+            attempt.message.id, attempt.message.task,
+        )  # fmt: skip
+        if attempt.calls:
+            attempt.show_calls(attempt.calls)
+
+    async def _cancel_loop(self) -> None:
+        while True:
+            cancelled = await self._call(lambda: self._queue.cancellations(self.name, self.options.poll), insist=True)
+            self._heard_at = self._clock.monotonic()
+            for id_ in cancelled:
+                attempt = self._held.get(id_)
+                if attempt is not None:
+                    self._cancel(attempt)
+                    continue
+                # The word may travel faster than the message.
+                self._early_cancels[id_] = None
+                if len(self._early_cancels) > EARLY_CANCELS:
+                    del self._early_cancels[next(iter(self._early_cancels))]
+
+    def _cancel(self, attempt: Attempt) -> None:
+        self._executor.stop(attempt, "cancel", f"The task {attempt.message.task!r} was cancelled.")
+
+    # -- progress ------------------------------------------------------------------------------------------------
+
+    def _show(self, progress: Progress) -> None:
+        """Take progress to publish. Called from any thread."""
+        self._progress.append(progress)
+        if not self._progress_waits.is_set() and self._loop is not None:
+            try:
+                self._loop.call_soon_threadsafe(self._progress_waits.set)
+            except RuntimeError:
+                pass  # The loop has ended, and with it all who watched.
+
+    async def _publish_loop(self) -> None:
+        while True:
+            await self._progress_waits.wait()
+            await asyncio.sleep(PROGRESS_WAIT)
+            self._progress_waits.clear()
+            await self._publish_progress()
+
+    async def _publish_progress(self) -> None:
+        """Publish what there is, once: progress may be lost, and must not hold up work."""
+        while self._progress:
+            batch = [self._progress.popleft() for _ in range(min(1000, len(self._progress)))]
+            try:
+                await self._queue.publish(batch)
+            except QueueUnavailable:
+                return
+            except Exception:
+                logger.exception("Progress could not be published; %d records are dropped.", len(batch))
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    async def _drain(self, grace: float) -> None:
+        """Hand back what has not started, wait for what has, stop what takes too long, and settle it all."""
+        for attempt in list(self._executor.running):
+            if not attempt.started_at:
+                self._executor.stop(attempt, "drain", "The worker is ending.")
+        await self._until_idle(lambda: min(grace, self._grace))
+        for attempt in list(self._executor.running):
+            self._executor.stop(attempt, "drain", "The worker is ending, and the grace period is over.")
+        await self._until_idle(lambda: self.options.cleanup + 1.0 + self._queue.options.lease)
+        if self._held or self._returned:
+            logger.error(
+                "The worker %s ends with %d messages that it could not settle; they return when their leases run out.",
+                self.name, len(self._held),
+            )  # fmt: skip
+
+    async def _until_idle(self, limit: Callable[[], float]) -> None:
+        """Wait until nothing is held or waits to be handed back, at most `limit()` seconds; the limit may shrink meanwhile."""
+        began = self._clock.monotonic()
+        while self._held or self._finished or self._returned:
+            left = began + limit() - self._clock.monotonic()
+            if left <= 0:
+                return
+            self._settled.clear()
+            await _wait(self._settled, min(left, 0.1))
+
+    async def _memory_loop(self) -> None:
+        while True:
+            await asyncio.sleep(MEMORY_INTERVAL)
+            self.check_memory()
+
+    def check_memory(self) -> None:
+        """Drain if the process uses more memory than the ceiling."""
+        used, ceiling = resident_bytes(), self.options.memory_ceiling
+        if ceiling and used > ceiling and not self.recycle:
+            logger.warning(
+                "The worker %s uses %d MiB, over its ceiling of %d MiB; it finishes what it has and asks for a fresh process.",
+                self.name, used >> 20, ceiling >> 20,
+            )  # fmt: skip
+            self.recycle = True
+            self.stop()
+
+    async def _call(self, verb: Callable[[], Awaitable[T]], *, insist: bool = False) -> T:
+        """Call the queue, and while it is unavailable again and again; the outage is logged once. To insist is to treat every error so."""
+        while True:
+            try:
+                answer = await verb()
+            except Exception as error:
+                if not insist and not isinstance(error, QueueUnavailable):
+                    raise
+                await self._outage.wait(error)
+            else:
+                if self._outage.since:
+                    self._outage.over()
+                return answer
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, at most so long; then set it, because everyone who waits looks for himself."""
+    timer = asyncio.get_running_loop().call_later(seconds, event.set)
+    try:
+        await event.wait()
+    finally:
+        timer.cancel()
+
+
+def _without_payload(outcome: Outcome, error: ErrorInfo) -> Outcome:
+    """Return a failed outcome in place of one that the queue cannot carry; what was paid for stays on it."""
+    return Outcome(
+        message=outcome.message,
+        task=outcome.task,
+        status="failed",
+        run=outcome.run,
+        generation=outcome.generation,
+        step=outcome.step,
+        attempt=outcome.attempt,
+        error=error,
+        calls=outcome.calls,
+        worker=outcome.worker,
+        sent_at=outcome.sent_at,
+        started_at=outcome.started_at,
+        ended_at=outcome.ended_at,
+    )
