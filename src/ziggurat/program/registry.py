@@ -64,6 +64,11 @@ class Registry:
         names = sorted({name for kind, name in _defined if kind == "workflow"})
         return [found for name in names if (found := self._find_or_none("workflow", name)) is not None]
 
+    def tasks(self) -> list[Any]:
+        """Return all tasks, by name."""
+        names = sorted({name for kind, name in _defined if kind == "task"})
+        return [found for name in names if (found := self._find_or_none("task", name)) is not None]
+
     def _find(self, kind: str, name: str) -> Any:
         if self._cached_version != _version:
             self._cache.clear()
