@@ -16,6 +16,14 @@ def lease_ran_out(deliveries: int, worker: str) -> str:
     )
 
 
+def process_died(times: int) -> str:
+    """Return the reason of a message that was being worked on each time its process died."""
+    return (
+        f"The process died {times} times while it ran this message. Look for what ends a process: os._exit, a crash in native code, "
+        "or memory running out; @task(process=True) keeps such a task apart."
+    )
+
+
 def dead_outcome(message: Message, reason: str, *, worker: str, heartbeat: Raw | None, at: float) -> Outcome:
     """Return the outcome that tells the orchestrator that the queue gave a message up. `at` is seconds since the epoch."""
     return Outcome(

@@ -20,15 +20,18 @@ import asyncio
 import heapq
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from msgspec import Raw, Struct
 
 from ziggurat.clock import Clock, SystemClock
-from ziggurat.errors import Overloaded, PayloadTooLarge, QueueUnavailable
+from ziggurat.errors import QueueUnavailable
 from ziggurat.queues.bell import Bell
-from ziggurat.queues.deadletters import dead_outcome, lease_ran_out
+from ziggurat.queues.crashbook import CrashBook
+from ziggurat.queues.deadletters import dead_outcome, lease_ran_out, process_died
 from ziggurat.queues.interface import Capabilities, Queue, QueueOptions
 from ziggurat.queues.lines import DELAYED, GONE, LEASED, READY, Entry, Lines, View
+from ziggurat.queues.refusals import lane_full, too_large
 from ziggurat.records import DeadLetter, Delivery, Depth, Message, Outcome, Progress
 
 #: Progress that nobody fetched is kept up to this many records; the oldest are dropped first.
@@ -45,12 +48,21 @@ class _Dead(Struct, gc=False, frozen=True):
 
 
 class MemoryQueue(Queue):
-    """A queue in this process. `clock` is a parameter so that tests can move time."""
+    """A queue in this process.
+
+    Args:
+        options: the policy.
+        clock: the time; tests move it.
+        crashbook: a file that remembers what was worked on when the process died, so that a message that kills its process becomes a
+            dead letter after `max_deliveries` like any other. None remembers nothing.
+    """
 
     capabilities = Capabilities()
 
-    def __init__(self, options: QueueOptions | None = None, *, clock: Clock | None = None) -> None:
+    def __init__(self, options: QueueOptions | None = None, *, clock: Clock | None = None, crashbook: Path | None = None) -> None:
         self.options = options or QueueOptions()
+        self._crashbook_path = crashbook
+        self._book: CrashBook | None = None
         self._clock = clock or SystemClock()
         self._monotonic = self._clock.monotonic
         self._lease = self.options.lease
@@ -74,12 +86,17 @@ class MemoryQueue(Queue):
         self._closed = False
 
     async def open(self) -> None:
+        if self._crashbook_path is not None and self._book is None:
+            self._book = CrashBook(self._crashbook_path)
         if self._closed:
             self._closed = False
             self._stop_watching = self._clock.watch(self._moved)
 
     async def close(self) -> None:
         self._closed = True
+        if self._book is not None:
+            self._book.close()
+            self._book = None
         self._stop_watching()
         if self._timer is not None:
             self._timer.cancel()
@@ -116,6 +133,11 @@ class MemoryQueue(Queue):
             entry = Entry(message=message, line=line, receipt=count)
             entries[id_] = entry
             line.held += 1
+            if self._book is not None and id_ in self._book.lost:
+                entry.deliveries = self._book.lost[id_]
+                if entry.deliveries >= self.options.max_deliveries:
+                    self._bury(entry, process_died(entry.deliveries))
+                    continue
             if delay > 0:
                 self._delay(entry, now + delay)
             else:
@@ -128,10 +150,7 @@ class MemoryQueue(Queue):
         largest = self.capabilities.largest_message
         for message in messages:
             if len(message.payload) > largest:
-                raise PayloadTooLarge(
-                    f"The message {message.id!r} carries {len(message.payload):,} bytes, and the queue takes {largest:,}; store the bulk "
-                    "as an artifact or a file and pass a reference."
-                )
+                raise too_large(message, largest)
         if len(self._entries) + len(messages) <= self.options.capacity:
             return  # Even all of them on one lane would fit.
         new = {
@@ -139,10 +158,7 @@ class MemoryQueue(Queue):
         }
         full = self._lines.room(Counter(new.values()), self.options.capacity)
         if full is not None:
-            raise Overloaded(
-                f"The lane {full.namespace}/{full.queue} at priority {full.priority} is full: it holds up to "
-                f"{self.options.capacity:,} messages. Send again later, or add workers."
-            )
+            raise lane_full(full, self.options.capacity)
 
     def _delay(self, entry: Entry, due: float) -> None:
         entry.state, entry.until = DELAYED, due
@@ -230,6 +246,8 @@ class MemoryQueue(Queue):
         until = now + self._lease
         leased_until = self._clock.time() + self._lease
         leased = self._leased
+        if self._book is not None and taken:
+            self._book.leased([entry.message.id for entry in taken])
         deliveries = []
         for entry in taken:
             message = entry.message
@@ -300,6 +318,8 @@ class MemoryQueue(Queue):
                 self._forget_cancel(entry)
             held[id_] = outcome
             fresh.append(outcome)
+        if self._book is not None:
+            self._book.done([delivery.message.id for delivery, _ in settled if delivery.message.id not in fenced])
         self._results.ring()
         if freed:
             self._work.ring()
@@ -317,6 +337,8 @@ class MemoryQueue(Queue):
             if not reason:
                 entry.deliveries -= 1
             self._return(entry, now, delay, reason)
+        if self._book is not None:
+            self._book.returned([delivery.message.id for delivery in deliveries if delivery.message.id not in fenced])
         self._work.ring()
         return fenced
 
@@ -370,6 +392,11 @@ class MemoryQueue(Queue):
     async def discard(self, ids: Collection[str]) -> int:
         self._begin()
         return sum(self._dead.pop(id_, None) is not None for id_ in ids)
+
+    def stored(self) -> int:
+        """Return how many objects are kept now, of every kind: what must return to where it was when all work is done."""
+        tables = (self._entries, self._leased, self._delayed, self._dead, self._held, self._fresh, self._fetched, self._progress)
+        return sum(len(table) for table in tables) + len(self._cancelled) + self._lines.stored()
 
     # -- time and ends -------------------------------------------------------------------------------------------
 
