@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import builtins
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 
 from msgspec import Raw, Struct
 
-from ziggurat.records import Event, Run, RunEvent, RunFilter, StartRequest, StepView
+from ziggurat.records import DeadLetter, Event, Run, RunEvent, RunFilter, StartRequest, StepView
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
@@ -95,6 +95,18 @@ class Orchestrator(ABC):
     @abstractmethod
     def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
         """Yield what happens to a run, its history first, until it has ended or is parked."""
+
+    @abstractmethod
+    async def dead_letters(self, limit: int = 100) -> builtins.list[DeadLetter]:
+        """Return messages that their queue gave up and whose steps therefore failed, newest first."""
+
+    @abstractmethod
+    async def redrive(self, ids: Collection[str]) -> int:
+        """Give dead letters another chance: their failed runs are retried from those steps. Returns how many runs were taken up."""
+
+    @abstractmethod
+    async def discard(self, ids: Collection[str]) -> int:
+        """Forget dead letters; returns how many. Their runs stay failed."""
 
     @abstractmethod
     async def purge(self, where: RunFilter) -> int:

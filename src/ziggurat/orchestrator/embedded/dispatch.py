@@ -76,7 +76,7 @@ class Dispatcher:
 
     def send(self, run: Run, step: Step) -> None:
         """Send the next attempt of a step, unless it is out already: an evicted run asks again for what it asked for before."""
-        message = self._message(run, step)
+        message = self.message(run, step)
         step.dispatched, step.retry_at, step.sent_at, step.started_at = True, None, message.sent_at, None
         if message.id in self.in_flight:
             return
@@ -97,7 +97,8 @@ class Dispatcher:
         self._acks.append(outcome)
         self._wake.set()
 
-    def _message(self, run: Run, step: Step) -> Message:
+    def message(self, run: Run, step: Step) -> Message:
+        """Return the message that carries the next attempt of a step."""
         options = step.options
         now = self.clock.time()
         concurrency, rate = options.concurrency, options.rate

@@ -79,15 +79,22 @@ class Driver:
         resident.next_seq += 1
         return event
 
-    def record(self, resident: Resident, event: Event, after: Callable[[], None] | None = None) -> None:
-        """Write an event, and apply it once it is on the disk; `after` is called then too."""
+    def record(
+        self,
+        resident: Resident,
+        event: Event,
+        after: Callable[[], None] | None = None,
+        statements: list[tuple[str, tuple[Any, ...]]] | None = None,
+    ) -> None:
+        """Write an event, and apply it once it is on the disk; `after` is called then too. `statements` are written with it."""
         resident.writes += 1
         runs = None
         if resident.row_status == "waiting":
             # The row says that nothing has to be done before `wake_at`; with this event that is no longer true.
             resident.run = replace(resident.run, status="running", wake_at=None, reason="")
             runs = [self._row(resident)]
-        self.write(Write([event_row(resident.key, event)], runs, done=partial(self._recorded, resident, event, after)))
+        done = partial(self._recorded, resident, event, after)
+        self.write(Write([event_row(resident.key, event)], runs, statements, done))
 
     def _recorded(self, resident: Resident, event: Event, after: Callable[[], None] | None) -> None:
         resident.writes -= 1

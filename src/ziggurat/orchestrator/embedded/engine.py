@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -25,16 +25,16 @@ from ziggurat.orchestrator.embedded.execution import Step
 from ziggurat.orchestrator.embedded.inbox import Inbox
 from ziggurat.orchestrator.embedded.journal import Journal
 from ziggurat.orchestrator.embedded.lock import StateLock
-from ziggurat.orchestrator.embedded.newborn import new_id, new_run
+from ziggurat.orchestrator.embedded.newborn import fork_run, new_run
 from ziggurat.orchestrator.embedded.options import EngineOptions
 from ziggurat.orchestrator.embedded.resident import Resident, step_views
-from ziggurat.orchestrator.embedded.store import event_row, run_row
+from ziggurat.orchestrator.embedded.store import UNBURY, UNBURY_RUN, event_row, run_row
 from ziggurat.orchestrator.embedded.surgery import current_generation, fork_events, retry_events
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue
-from ziggurat.records import ENDED, STOPPED, Event, Run, RunEvent, RunFilter, StartRequest, StepView
+from ziggurat.records import ENDED, STOPPED, DeadLetter, Event, Run, RunEvent, RunFilter, StartRequest, StepView
 
 log = logging.getLogger("ziggurat.orchestrator")
 
@@ -312,7 +312,7 @@ class EmbeddedOrchestrator(Orchestrator):
         revived = replace(
             found, status="running", reason="", error=None, result=None, ended_at=None, events=event.seq, epoch=epoch
         )
-        statements: builtins.list[tuple[str, tuple[object, ...]]] = []
+        statements: builtins.list[tuple[str, tuple[object, ...]]] = [(UNBURY_RUN, (run,))]
         rows = [event_row(key, event)]
         if kept is not None:
             statements.append(("DELETE FROM events WHERE run = ?", (key,)))
@@ -327,21 +327,7 @@ class EmbeddedOrchestrator(Orchestrator):
         now = self.clock.time()
         if id and self._journal.reader.run(id) is not None:
             raise Conflict(f"The id {id!r} belongs to another run; choose a new one for the fork.")
-        forked = Run(
-            id=id or new_id(found.workflow, now),
-            workflow=found.workflow,
-            status="running",
-            payload=payload if payload is not None else found.payload,
-            namespace=found.namespace,
-            entry=found.entry,
-            tags=found.tags,
-            priority=found.priority,
-            budget_usd=found.budget_usd,
-            created_at=now,
-            started_at=now,
-            forked_from=run,
-            seed=found.seed or found.id,
-        )
+        forked = fork_run(found, now, id, payload)
         self._key += 1
         resident = self._cold(self._key, forked)
         resident.next_seq = (kept[-1].seq if kept else 0) + 1
@@ -349,6 +335,22 @@ class EmbeddedOrchestrator(Orchestrator):
         await self._journal.durable(Write([event_row(self._key, e) for e in [*kept, event]], [run_row(self._key, forked)]))
         self.driver.resident(forked.id)
         return self._stored(forked.id)
+
+    async def dead_letters(self, limit: int = 100) -> builtins.list[DeadLetter]:
+        return self._journal.reader.dead_letters(limit)
+
+    async def redrive(self, ids: Collection[str]) -> int:
+        runs = dict.fromkeys(letter.message.run for letter in self._journal.reader.dead_letters(-1) if letter.id in set(ids))
+        failed = [run for run in runs if self._stored(run).status == "failed"]
+        for run in failed:
+            await self.retry(run)
+        await self.discard(ids)
+        return len(failed)
+
+    async def discard(self, ids: Collection[str]) -> int:
+        known = {letter.id for letter in self._journal.reader.dead_letters(-1)} & set(ids)
+        await self._journal.durable(Write(statements=[(UNBURY, (id_,)) for id_ in known]))
+        return len(known)
 
     async def purge(self, where: RunFilter) -> int:
         keys = await self._journal.read(lambda reader: reader.ended_keys(where))
@@ -360,6 +362,7 @@ class EmbeddedOrchestrator(Orchestrator):
             part = keys[at : at + 500]
             marks = ", ".join("?" * len(part))
             statements = [
+                (f"DELETE FROM dead_letters WHERE run IN (SELECT id FROM runs WHERE key IN ({marks}))", tuple(part)),
                 (f"DELETE FROM events WHERE run IN ({marks})", tuple(part)),
                 (f"DELETE FROM runs WHERE key IN ({marks})", tuple(part)),
             ]

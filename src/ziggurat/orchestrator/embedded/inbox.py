@@ -18,8 +18,9 @@ from ziggurat.orchestrator.embedded.driver import Driver
 from ziggurat.orchestrator.embedded.execution import Step
 from ziggurat.orchestrator.embedded.options import EngineOptions
 from ziggurat.orchestrator.embedded.resident import Resident, usage_of
+from ziggurat.orchestrator.embedded.store import BURY, letter_row
 from ziggurat.orchestrator.retry import next_attempt
-from ziggurat.records import ErrorInfo, Event, Outcome, Progress, RunEvent
+from ziggurat.records import DeadLetter, ErrorInfo, Event, Outcome, Progress, RunEvent
 
 
 class Inbox:
@@ -83,7 +84,13 @@ class Inbox:
             input=Raw(payload) if len(payload) <= self.options.keep_input else None,
             detail=outcome.status if kind == "step_failed" else "",
         )
-        self.driver.record(resident, event, partial(self.dispatcher.ack, outcome))
+        buried = [(BURY, self._letter(resident, step, outcome, event.at))] if outcome.status == "dead" else None
+        self.driver.record(resident, event, partial(self.dispatcher.ack, outcome), buried)
+
+    def _letter(self, resident: Resident, step: Step, outcome: Outcome, now: float) -> tuple[Any, ...]:
+        message = self.dispatcher.message(resident.run, step)
+        reason = outcome.error.message if outcome.error is not None else "The queue gave it up."
+        return letter_row(DeadLetter(id=outcome.message, message=message, reason=reason, deliveries=0, died_at=now))
 
     def _failed(self, resident: Resident, step: Step, outcome: Outcome) -> None:
         now = self.clock.time()

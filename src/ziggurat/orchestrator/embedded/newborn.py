@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import secrets
 
+from msgspec import Raw
+
 from ziggurat.records import Run, StartRequest
 
 #: Seeded by the system once: reading its entropy for every id costs more than all else in a start.
@@ -34,4 +36,23 @@ def new_run(request: StartRequest, now: float, parent: str = "", parent_step: in
         started_at=now,
         parent=parent,
         parent_step=parent_step,
+    )
+
+
+def fork_run(origin: Run, now: float, id: str, payload: Raw | None) -> Run:
+    """Return the record of a run that is forked from another now: its input, or `payload`, and its chance."""
+    return Run(
+        id=id or new_id(origin.workflow, now),
+        workflow=origin.workflow,
+        status="running",
+        payload=payload if payload is not None else origin.payload,
+        namespace=origin.namespace,
+        entry=origin.entry,
+        tags=origin.tags,
+        priority=origin.priority,
+        budget_usd=origin.budget_usd,
+        created_at=now,
+        started_at=now,
+        forked_from=origin.id,
+        seed=origin.seed or origin.id,
     )

@@ -3,7 +3,7 @@
     runs     one row a run. `status` and `wake_at` are the engine's own index: at the next open a "running" row is replayed, a "waiting"
              row sleeps until `wake_at` or a signal. `head` is the Run record as JSON without the payload, result and state columns.
     events   one row an event, (run, seq) → Event as JSON. The truth; everything else can be computed from it.
-    meta     schema version, and what the file belongs to.
+    dead_letters  one row a message that its queue gave up, until it is redriven, discarded or its run purged.
 
 A row says "waiting" only if every event before is in the file, because rows and events are written in order by the same thread; and the
 transaction that adds an event to a waiting run sets it to "running". So a crash at any instant leaves either state replayable.
@@ -22,7 +22,7 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from ziggurat.errors import StateUnusable
-from ziggurat.records import Event, Run, RunFilter
+from ziggurat.records import DeadLetter, Event, Run, RunFilter
 
 SCHEMA_VERSION = 1
 
@@ -54,11 +54,18 @@ MIGRATIONS: tuple[str, ...] = (
         data BLOB NOT NULL,
         PRIMARY KEY (run, seq)
     ) WITHOUT ROWID;
+    CREATE TABLE dead_letters (
+        id TEXT PRIMARY KEY,
+        run TEXT NOT NULL,
+        died_at REAL NOT NULL,
+        data BLOB NOT NULL
+    );
     """,
 )
 
 _encode = msgspec.json.Encoder().encode
 _decode_event = msgspec.json.Decoder(Event).decode
+_decode_letter = msgspec.json.Decoder(DeadLetter).decode
 _decode_run = msgspec.json.Decoder(Run).decode
 _EMPTY = Raw(b"{}")
 _COLUMNS = "key, head, payload, result, state"
@@ -163,6 +170,11 @@ class Reader:
         """Return the child runs of a run."""
         return [_run_of(row) for row in self._execute(f"SELECT {_LIGHT} FROM runs WHERE parent = ? ORDER BY key", (parent,))]
 
+    def dead_letters(self, limit: int) -> list[DeadLetter]:
+        """Return messages that were given up, newest first."""
+        rows = self._execute("SELECT data FROM dead_letters ORDER BY died_at DESC LIMIT ?", (limit,))
+        return [_decode_letter(data) for (data,) in rows]
+
     def ended_keys(self, where: RunFilter) -> list[int]:
         """Return the keys of ended runs that match."""
         sql, values = _where(where)
@@ -242,6 +254,11 @@ def run_row(key: int, run: Run) -> tuple[Any, ...]:
     )
 
 
+def letter_row(letter: DeadLetter) -> tuple[str, str, float, bytes]:
+    """Return a dead letter as a row of `dead_letters`."""
+    return (letter.id, letter.message.run, letter.died_at, _encode(letter))
+
+
 def event_row(key: int, event: Event) -> tuple[int, int, bytes]:
     """Return an event as a row of `events`."""
     return (key, event.seq, _encode(event))
@@ -254,6 +271,9 @@ ON_RUN_CONFLICT = (
     " ON CONFLICT (key) DO UPDATE SET status = excluded.status, ended_at = excluded.ended_at, wake_at = excluded.wake_at, "
     "head = excluded.head, payload = excluded.payload, result = excluded.result, state = excluded.state"
 )
+BURY = "INSERT OR REPLACE INTO dead_letters (id, run, died_at, data) VALUES (?, ?, ?, ?)"
+UNBURY_RUN = "DELETE FROM dead_letters WHERE run = ?"
+UNBURY = "DELETE FROM dead_letters WHERE id = ?"
 INSERT_EVENT = "INSERT INTO events (run, seq, data) VALUES "
 EVENT_VALUES = "(?, ?, ?)"
 
