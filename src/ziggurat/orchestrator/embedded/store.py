@@ -160,6 +160,15 @@ class Reader:
         )
         yield from rows
 
+    def unfinished_entries(self) -> list[str]:
+        """Return the "module:workflow" of the runs that have not ended, each once."""
+        rows = self._execute(
+            "SELECT DISTINCT json_extract(CAST(head AS TEXT), '$.entry') FROM runs "
+            "WHERE status IN ('running', 'pending', 'waiting', 'paused', 'parked')",
+            (),
+        )
+        return [entry for (entry,) in rows if entry]
+
     def runs(self, where: RunFilter) -> list[Run]:
         """Return runs that match, newest first, without payloads and results."""
         sql, values = _where(where)

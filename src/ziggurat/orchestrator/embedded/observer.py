@@ -1,0 +1,105 @@
+"""A look at a state file that no process owns: reads without the lock, without the program, without changing anything."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from msgspec import Raw
+
+from ziggurat.errors import Conflict, UnknownName
+from ziggurat.orchestrator.embedded.resident import step_views
+from ziggurat.orchestrator.embedded.store import Reader
+from ziggurat.orchestrator.embedded.surgery import current_generation
+from ziggurat.orchestrator.interface import Capabilities, Orchestrator
+from ziggurat.records import STOPPED, Event, Run, RunEvent, RunFilter, StartRequest, StepView
+
+
+class Observer(Orchestrator):
+    """Runs as the file has them. Steps under way are not in the file, so they are not seen; verbs that change something raise Conflict."""
+
+    capabilities = Capabilities(pause=False, retry=False, fork=False, fork_with_input=False, purge=False)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reader: Reader | None = None
+
+    async def open(self) -> None:
+        """Open the file, if there is one. Raises StateUnusable."""
+        if self.path.exists() and self.path.stat().st_size:  # noqa: ASYNC240
+            self._reader = Reader(self.path)
+
+    async def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+
+    def _row(self, run: str) -> tuple[Reader, int, Run]:
+        found = self._reader.run(run) if self._reader is not None else None
+        if self._reader is None or found is None:
+            raise UnknownName(f"There is no run {run!r} in {self.path}. `ziggurat list` shows the runs that there are.")
+        return self._reader, *found
+
+    async def get(self, run: str) -> Run:
+        return self._row(run)[2]
+
+    async def list(self, where: RunFilter) -> list[Run]:
+        return self._reader.runs(where) if self._reader is not None else []
+
+    async def history(self, run: str, *, after: int = 0, limit: int = 1000) -> builtins.list[Event]:
+        reader, key, _ = self._row(run)
+        return reader.events(key, after=after, limit=limit)
+
+    async def steps(self, run: str) -> builtins.list[StepView]:
+        reader, key, _ = self._row(run)
+        return step_views(current_generation(reader.events(key)), None)
+
+    async def wait(self, run: str, timeout: float | None = None) -> Run:
+        found = await self.get(run)
+        if found.status in STOPPED:
+            return found
+        raise self._only_reading(f"wait for the run {run}")
+
+    async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
+        reader, key, found = self._row(run)
+        for event in reader.events(key, after=after):
+            yield RunEvent(run=run, kind="history", offset=event.seq, event=event)
+        yield RunEvent(run=run, kind="status", status=found.status, reason=found.reason)
+
+    def _only_reading(self, what: str) -> Conflict:
+        return Conflict(
+            f"The state file {self.path} is only read here, so nobody can {what}; use a client that hosts the system."
+        )
+
+    async def start(self, request: StartRequest) -> Run:
+        raise self._only_reading("start a run")
+
+    async def signal(self, run: str, name: str, payload: Raw, *, signal_id: str = "") -> None:
+        raise self._only_reading("send a signal")
+
+    async def cancel(self, run: str, reason: str = "") -> None:
+        raise self._only_reading("cancel a run")
+
+    async def pause(self, run: str, reason: str = "") -> None:
+        raise self._only_reading("pause a run")
+
+    async def resume(self, run: str) -> None:
+        raise self._only_reading("resume a run")
+
+    async def retry(self, run: str) -> Run:
+        raise self._only_reading("retry a run")
+
+    async def fork(self, run: str, step: int, *, payload: Raw | None = None, id: str = "") -> Run:
+        raise self._only_reading("fork a run")
+
+    async def purge(self, where: RunFilter) -> int:
+        raise self._only_reading("purge runs")
+
+
+def unfinished_entries(path: Path) -> builtins.list[str]:
+    """Return the "module:workflow" of every run that is not over, so that their modules can be loaded before an engine opens."""
+    if not path.exists() or not path.stat().st_size:
+        return []
+    with contextlib.closing(Reader(path)) as reader:
+        return reader.unfinished_entries()
