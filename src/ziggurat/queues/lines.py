@@ -95,7 +95,10 @@ class Line:
 
     def compact(self) -> None:
         """Drop husks when they are the most of the line: removing one from the middle of a deque would cost its length."""
-        if len(self.fifo) + len(self.returned) > 2 * self.live + 64:
+        if self.live == 0:
+            self.fifo.clear()
+            self.returned.clear()
+        elif len(self.fifo) + len(self.returned) > 2 * self.live + 64:
             self.fifo = deque(entry for entry in self.fifo if entry.state == READY)
             self.returned = [pair for pair in self.returned if pair[1].state == READY]
             heapq.heapify(self.returned)
@@ -409,6 +412,15 @@ class Lines:
     def _prune(self) -> None:
         self._lines = {key: line for key, line in self._lines.items() if line.held or line.parked}
         self._prune_at = max(LINES_KEPT, 2 * len(self._lines))
+
+    def stored(self) -> int:
+        """Return how many entries, husks, slots and buckets are kept; empty lines are bounded and do not count."""
+        return (
+            sum(len(line.fifo) + len(line.returned) for line in self)
+            + len(self.slots)
+            + len(self.buckets)
+            + len(self._parked_by_time)
+        )
 
     def clear(self) -> None:
         """Forget everything."""

@@ -31,12 +31,12 @@ from ziggurat.queues.crashbook import CrashBook
 from ziggurat.queues.deadletters import dead_outcome, lease_ran_out, process_died
 from ziggurat.queues.interface import Capabilities, Queue, QueueOptions
 from ziggurat.queues.lines import DELAYED, GONE, LEASED, READY, Entry, Lines, View
+from ziggurat.queues.outbox import NEVER, Outbox
 from ziggurat.queues.refusals import lane_full, too_large
 from ziggurat.records import DeadLetter, Delivery, Depth, Message, Outcome, Progress
 
 #: Progress that nobody fetched is kept up to this many records; the oldest are dropped first.
 PROGRESS_KEPT = 10_000
-NEVER = float("inf")
 
 
 class _Dead(Struct, gc=False, frozen=True):
@@ -70,11 +70,10 @@ class MemoryQueue(Queue):
         self._entries: dict[str, Entry] = {}
         self._leased: dict[str, Entry] = {}
         self._delayed: list[tuple[float, int, Entry]] = []
+        #: Cancelled ones among the delayed, dropped when they are the most of the heap.
+        self._husks = 0
         self._dead: dict[str, _Dead] = {}
-        #: Every outcome that is not acknowledged, and of those: who waits to be fetched, and when the fetched ones come again.
-        self._held: dict[str, Outcome] = {}
-        self._fresh: deque[Outcome] = deque()
-        self._fetched: dict[str, float] = {}
+        self._outbox = Outbox()
         self._progress: deque[Progress] = deque(maxlen=PROGRESS_KEPT)
         self._cancelled: dict[str, dict[str, None]] = {}
         self._work, self._results, self._news, self._cancels = Bell(), Bell(), Bell(), Bell()
@@ -101,7 +100,7 @@ class MemoryQueue(Queue):
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._due = None, NEVER
-        for table in (self._entries, self._leased, self._delayed, self._dead, self._held, self._fresh, self._fetched):
+        for table in (self._entries, self._leased, self._delayed, self._dead, self._outbox):
             table.clear()
         self._progress.clear()
         self._cancelled.clear()
@@ -114,12 +113,12 @@ class MemoryQueue(Queue):
     async def send(self, messages: Sequence[Message], *, delay: float = 0.0) -> None:
         now = self._begin()
         self._admit(messages)
-        entries, held, dead, lines = self._entries, self._held, self._dead, self._lines
+        entries, outbox, dead, lines = self._entries, self._outbox, self._dead, self._lines
         put, count = lines.put, self._count
         lane, line = None, None
         for message in messages:
             id_ = message.id
-            if id_ in entries or id_ in held:
+            if id_ in entries or id_ in outbox:
                 continue
             if message.concurrency is not None or message.rate is not None:
                 line = lines.line(message)
@@ -154,7 +153,7 @@ class MemoryQueue(Queue):
         if len(self._entries) + len(messages) <= self.options.capacity:
             return  # Even all of them on one lane would fit.
         new = {
-            message.id: message.lane for message in messages if message.id not in self._entries and message.id not in self._held
+            message.id: message.lane for message in messages if message.id not in self._entries and message.id not in self._outbox
         }
         full = self._lines.room(Counter(new.values()), self.options.capacity)
         if full is not None:
@@ -172,27 +171,14 @@ class MemoryQueue(Queue):
 
     def _take_outcomes(self, limit: int) -> list[Outcome]:
         due = self._begin() + self._lease
-        fresh, held = self._fresh, self._held
-        taken: list[Outcome] = []
-        while fresh and len(taken) < limit:
-            outcome = fresh.popleft()
-            if held.get(outcome.message) is outcome:
-                taken.append(outcome)
+        taken = self._outbox.take(limit, due)
         if taken:
-            self._fetched.update(dict.fromkeys([outcome.message for outcome in taken], due))
             self._arm(due)
         return taken
 
     async def ack_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         self._begin()
-        held, fetched = self._held, self._fetched
-        for outcome in outcomes:
-            id_ = outcome.message
-            mine = held.get(id_)
-            # After a redrive the same id has a second outcome, which the acknowledgement of the first must not remove.
-            if mine is outcome or (mine is not None and mine.status == outcome.status):
-                del held[id_]
-                fetched.pop(id_, None)
+        self._outbox.acknowledge(outcomes)
 
     async def cancel(self, ids: Collection[str]) -> None:
         self._begin()
@@ -211,19 +197,16 @@ class MemoryQueue(Queue):
             else:
                 entry.state = GONE
                 entry.line.delayed -= 1
+                self._husks += 1
                 self._forget(entry)
-        if len(self._delayed) > 64:
-            self._compact_delayed()
-
-    def _compact_delayed(self) -> None:
-        waiting = sum(line.delayed for line in self._lines)
-        if len(self._delayed) > 2 * waiting + 64:
-            self._delayed = [place for place in self._delayed if place[2].state == DELAYED and place[2].until == place[0]]
+        if self._husks * 2 > len(self._delayed):
+            self._delayed = [place for place in self._delayed if place[2].state == DELAYED]
             heapq.heapify(self._delayed)
+            self._husks = 0
 
     async def missing(self, ids: Collection[str]) -> set[str]:
         self._begin()
-        return {id_ for id_ in ids if id_ not in self._entries and id_ not in self._held}
+        return {id_ for id_ in ids if id_ not in self._entries and id_ not in self._outbox}
 
     async def progress(self, limit: int, wait: float) -> list[Progress]:
         return await self._news.first(lambda: self._take_progress(limit), wait)
@@ -300,7 +283,7 @@ class MemoryQueue(Queue):
     async def settle(self, settled: Sequence[tuple[Delivery, Outcome]]) -> set[str]:
         self._begin()
         fenced: set[str] = set()
-        leased, entries, held, fresh = self._leased, self._entries, self._held, self._fresh
+        leased, entries, outbox = self._leased, self._entries, self._outbox
         freed = False
         for delivery, outcome in settled:
             message = delivery.message
@@ -316,8 +299,7 @@ class MemoryQueue(Queue):
                 freed |= self._lines.ended(entry)
             if entry.cancelled:
                 self._forget_cancel(entry)
-            held[id_] = outcome
-            fresh.append(outcome)
+            outbox.put(outcome)
         if self._book is not None:
             self._book.done([delivery.message.id for delivery, _ in settled if delivery.message.id not in fenced])
         self._results.ring()
@@ -376,8 +358,7 @@ class MemoryQueue(Queue):
         for id_ in ids:
             if id_ in self._entries or (dead := self._dead.pop(id_, None)) is None:
                 continue
-            self._held.pop(id_, None)  # If nobody recorded yet that it died, it did not.
-            self._fetched.pop(id_, None)
+            self._outbox.withdraw(id_)  # If nobody recorded yet that it died, it did not.
             self._count += 1
             message = dead.letter.message
             line = self._lines.line(message)
@@ -395,8 +376,8 @@ class MemoryQueue(Queue):
 
     def stored(self) -> int:
         """Return how many objects are kept now, of every kind: what must return to where it was when all work is done."""
-        tables = (self._entries, self._leased, self._delayed, self._dead, self._held, self._fresh, self._fetched, self._progress)
-        return sum(len(table) for table in tables) + len(self._cancelled) + self._lines.stored()
+        tables = (self._entries, self._leased, self._delayed, self._dead, self._progress, self._cancelled)
+        return sum(len(table) for table in tables) + self._outbox.stored() + self._lines.stored()
 
     # -- time and ends -------------------------------------------------------------------------------------------
 
@@ -439,12 +420,16 @@ class MemoryQueue(Queue):
         leases = self._sweep_leases(now)
         while self._delayed and self._delayed[0][0] <= now:
             due, _, entry = heapq.heappop(self._delayed)
-            if entry.state == DELAYED and entry.until == due:
+            if entry.state == GONE:
+                self._husks -= 1
+            else:
                 entry.line.delayed -= 1
                 self._lines.put(entry, due)
         self._lines.wake_rates(now)
         self._lines.prune(now)
-        again = self._sweep_outcomes(now)
+        again = self._outbox.offer_again(now)
+        if self._outbox.waiting:
+            self._results.ring()
         self._work.ring()
         delays = self._delayed[0][0] if self._delayed else NEVER
         self._arm(min(leases, delays, self._lines.rate_due, again))
@@ -461,22 +446,6 @@ class MemoryQueue(Queue):
         for entry in ended:
             self._lines.ended(entry)
             self._return(entry, now, 0.0, "")
-        return next_due
-
-    def _sweep_outcomes(self, now: float) -> float:
-        """Offer again what was fetched and not acknowledged in time; returns when the next is due."""
-        ended = []
-        next_due = NEVER
-        for id_, due in self._fetched.items():
-            if due > now:
-                next_due = due
-                break
-            ended.append(id_)
-        for id_ in ended:
-            del self._fetched[id_]
-            self._fresh.append(self._held[id_])
-        if ended:
-            self._results.ring()
         return next_due
 
     def _return(self, entry: Entry, now: float, delay: float, reason: str) -> None:
@@ -498,8 +467,7 @@ class MemoryQueue(Queue):
         letter = DeadLetter(id=message.id, message=message, reason=reason, deliveries=entry.deliveries, died_at=at)
         self._dead[message.id] = _Dead(letter, entry.epoch, entry.heartbeat)
         outcome = dead_outcome(message, reason, worker=entry.worker, heartbeat=entry.heartbeat, at=at)
-        self._held[message.id] = outcome
-        self._fresh.append(outcome)
+        self._outbox.put(outcome)
         self._results.ring()
 
     def _forget(self, entry: Entry) -> None:
