@@ -242,7 +242,8 @@ def child(kind: str, number: int = 0) -> Any:
     if kind == "pid":
         return os.getpid()
     if kind == "talk":
-        print("a task may print", flush=True)
+        sys.stdout.write("a task may print\n")
+        sys.stdout.flush()
         program.emit({"number": number})
         _pay()
         program.heartbeat({"at": number})

@@ -27,7 +27,7 @@ from msgspec import Raw, Struct
 
 from ziggurat.errors import ConfigurationError
 from ziggurat.program.context import TaskInfo
-from ziggurat.records import CallRecord, ErrorInfo, Outcome
+from ziggurat.records import CallRecord, ErrorInfo, MaybeRaw, Outcome
 from ziggurat.workers.attempt import Attempt
 
 logger = logging.getLogger("ziggurat.workers")
@@ -71,7 +71,7 @@ class RunTask(Struct, frozen=True, kw_only=True, omit_defaults=True):
     module: str
     payload: Raw
     info: TaskInfo
-    heartbeat: Raw | None = None
+    heartbeat: MaybeRaw = None
 
 
 class Said(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -79,10 +79,10 @@ class Said(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ready: bool = False
     unusable: str = ""
-    beat: Raw | None = None
+    beat: MaybeRaw = None
     emit: tuple[str, Raw] | None = None
     call: CallRecord | None = None
-    result: Raw | None = None
+    result: MaybeRaw = None
     error: ErrorInfo | None = None
 
 

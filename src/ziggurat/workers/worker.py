@@ -139,6 +139,10 @@ class Worker:
         self._stopping.set()
         self._settled.set()
 
+    async def renew_leases(self) -> None:
+        """Renew all leases now. The worker does so by itself in time; this is for tests, and for hosts about to be frozen."""
+        await self._keeper.renew(self._queue)
+
     # -- one delivery --------------------------------------------------------------------------------------------
 
     async def handle(self, delivery: Delivery) -> Outcome:
@@ -231,7 +235,7 @@ class Worker:
 
     def _take(self, delivery: Delivery) -> None:
         message = delivery.message
-        if self._stopping.is_set():
+        if self._stopping.is_set() or len(self._executor.abandoned) > self.options.abandoned_limit:
             self._give_back(delivery)
             return
         held = self._held.get(message.id)
