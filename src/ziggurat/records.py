@@ -94,6 +94,18 @@ class Usage(Struct, frozen=True, omit_defaults=True):
         )
 
 
+    def negated(self) -> Usage:
+        """Return this usage as something to take away."""
+        return Usage(
+            -self.calls,
+            -self.input_tokens,
+            -self.output_tokens,
+            -self.cached_tokens,
+            -self.reasoning_tokens,
+            -self.cost_usd,
+        )
+
+
 class CallRecord(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One model call in the ledger. `id` is unique, so that a call recorded twice is billed once."""
 
@@ -266,8 +278,6 @@ class StartRequest(Struct, frozen=True, omit_defaults=True, kw_only=True):
     priority: int = PRIORITY_NORMAL
     #: Hard limit of what the run and its children may spend on models, in US dollars.
     budget_usd: float | None = None
-    #: Start no earlier than this moment.
-    not_before: float | None = None
 
 
 class Run(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -287,6 +297,8 @@ class Run(Struct, frozen=True, omit_defaults=True, kw_only=True):
     priority: int = PRIORITY_NORMAL
     budget_usd: float | None = None
     usage: Usage = Usage()
+    #: The part of `usage` that the current history does not account for: earlier generations, and steps that a retry cut away.
+    carried: Usage = Usage()
     created_at: float = 0.0
     started_at: float | None = None
     ended_at: float | None = None

@@ -61,8 +61,8 @@ class Orchestrator(ABC):
         """Let running attempts finish, and hold everything else until `resume`."""
 
     @abstractmethod
-    async def resume(self, run: str) -> None:
-        """Let a paused or parked run go on."""
+    async def resume(self, run: str, *, budget_usd: float | None = None) -> None:
+        """Let a paused or parked run go on, with another hard limit of what it may spend in all if one is given."""
 
     @abstractmethod
     async def retry(self, run: str) -> Run:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Raw
 from msgspec.structs import replace
@@ -25,14 +25,25 @@ from ziggurat.orchestrator.embedded.dispatch import Dispatcher
 from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Execution, Finished, Mismatch, Step
 from ziggurat.orchestrator.embedded.guard import forbidden_names
 from ziggurat.orchestrator.embedded.options import EngineOptions
-from ziggurat.orchestrator.embedded.resident import Resident, rest_of
+from ziggurat.orchestrator.embedded.resident import Resident, rest_of, total_usage
 from ziggurat.orchestrator.embedded.store import Reader, event_row, run_row
 from ziggurat.orchestrator.embedded.surgery import current_generation
 from ziggurat.orchestrator.embedded.timers import Timers
 from ziggurat.orchestrator.embedded.watching import Watchers
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.program.registry import Registry
-from ziggurat.records import STOPPED, ErrorInfo, Event, Run, Usage
+from ziggurat.records import STOPPED, Event, Run
+from ziggurat.units import human_dollars
+
+
+class Kin(Protocol):
+    """What the driver needs to know of parents and children; `family.py` does it."""
+
+    def begin_child(self, parent: Resident, step: Step) -> None:
+        """Start the child run that a step asks for."""
+
+    def tell_parent(self, child: Run, write: Write) -> None:
+        """Add to the write that ends a child what its parent records of it."""
 
 
 class Driver:
@@ -42,7 +53,6 @@ class Driver:
         reader: reads of the state file on the event loop's thread.
         write: hands a write to the writer.
         dispatcher: the hand on the queue.
-        begin: starts the child run that a step of a parent asks for. The engine's, because starting is a verb.
         due: called with (run, step) when a moment has come that a run waits for.
         registry, options, clock: as for the engine.
     """
@@ -52,14 +62,16 @@ class Driver:
         reader: Reader,
         write: Callable[[Write], None],
         dispatcher: Dispatcher,
-        begin: Callable[[Resident, Step], None],
         due: Callable[[str, int], None],
         registry: Registry,
         options: EngineOptions,
         clock: Clock,
     ) -> None:
-        self.reader, self.write, self.dispatcher, self._begin = reader, write, dispatcher, begin
+        self.reader, self.write, self.dispatcher = reader, write, dispatcher
         self.registry, self.options, self.clock = registry, options, clock
+        self.kin: Kin
+        #: The highest key of a row of `runs`.
+        self.last_key = reader.last_key()
         self.watchers = Watchers()
         self.timers = Timers(clock, due)
         #: By id; the order is that of last use, oldest first.
@@ -92,11 +104,12 @@ class Driver:
         if resident.row_status == "waiting":
             # The row says that nothing has to be done before `wake_at`; with this event that is no longer true.
             resident.run = replace(resident.run, status="running", wake_at=None, reason="")
-            runs = [self._row(resident)]
-        done = partial(self._recorded, resident, event, after)
+            runs = [self.row(resident)]
+        done = partial(self.recorded, resident, event, after)
         self.write(Write([event_row(resident.key, event)], runs, statements, done))
 
-    def _recorded(self, resident: Resident, event: Event, after: Callable[[], None] | None) -> None:
+    def recorded(self, resident: Resident, event: Event, after: Callable[[], None] | None) -> None:
+        """An event is on the disk: apply it, and see what the program does."""
         resident.writes -= 1
         if after is not None:
             after()
@@ -115,7 +128,8 @@ class Driver:
                 return
         self.harvest(resident)
 
-    def _row(self, resident: Resident) -> tuple[Any, ...]:
+    def row(self, resident: Resident) -> tuple[Any, ...]:
+        """Return the run's row, which is about to be written."""
         resident.row_status, resident.row_wake = resident.run.status, resident.run.wake_at
         return run_row(resident.key, resident.run)
 
@@ -139,12 +153,14 @@ class Driver:
         if execution.requests and not resident.paused:
             requests, execution.requests = execution.requests, []
             for step in requests:
+                if resident.execution is not execution:
+                    return  # it was parked on the way
                 if execution.steps.get(step.number) is step:
                     self._carry_out(resident, step)
-        if execution.applied >= self.options.history_limit:
+        if execution.length >= self.options.history_limit:
             self.park(
                 resident,
-                f"The history has {execution.applied:,} events, over the limit of {self.options.history_limit:,}. "
+                f"The history has {execution.length:,} events, over the limit of {self.options.history_limit:,}. "
                 "Let the workflow call continue_as_new() before, or raise [orchestrator] history_limit and resume the run.",
             )
         elif resident.writes == 0:
@@ -152,26 +168,33 @@ class Driver:
 
     def _carry_out(self, resident: Resident, step: Step) -> None:
         if step.kind == "task":
+            if self._is_spent(resident.run):
+                self.park(resident, _spent_text(resident.run))
+                return
+            deadline = step.options.deadline
             if step.retry_at is not None and step.retry_at > self.clock.time():
                 self.timers.add(step.retry_at, resident.run.id, step.number)
             else:
                 self.dispatcher.send(resident.run, step)
-            deadline = step.options.deadline
-            if deadline is not None:
-                self.timers.add(step.requested_at + deadline, resident.run.id, step.number)
+                if deadline is not None:
+                    self.timers.add(step.requested_at + deadline, resident.run.id, step.number)
         elif step.kind == "timer":
             self.timers.add(step.due, resident.run.id, step.number)
         elif step.kind == "child":
-            self._begin(resident, step)
+            self.kin.begin_child(resident, step)
         if self.watchers:
             self.watchers.step(resident.run, step)
+
+    @staticmethod
+    def _is_spent(run: Run) -> bool:
+        return run.budget_usd is not None and 0 < run.usage.cost_usd >= run.budget_usd
 
     def _drop(self, resident: Resident, dropped: list[Step]) -> None:
         for step in dropped:
             if step.kind == "task" and (step.dispatched or step in resident.execution.requests):  # type: ignore[union-attr]
                 self.dispatcher.cancel(resident.run, step)
             elif step.kind == "timer":
-                self.timers.forget()
+                self.timers.forget(resident.run.id, step.number)
             elif step.kind == "child" and step.options.on_parent_end == "cancel":
                 self.cancel(step.child, f"the parent run {resident.run.id} no longer waits for it")
 
@@ -189,7 +212,7 @@ class Driver:
                 resident.run = replace(
                     run, status="waiting", wake_at=wake, reason=reason, state=execution.state, events=execution.applied
                 )
-                self.write(Write(runs=[self._row(resident)]))
+                self.write(Write(runs=[self.row(resident)]))
                 self.watchers.status(resident.run)
             elif run.state is not execution.state:
                 resident.run = replace(run, state=execution.state)
@@ -249,13 +272,10 @@ class Driver:
         resident = Resident(key, run, events[-1].seq + 1 if events else 1)
         resident.at = events[-1].at if events else run.created_at
         self.residents[run.id] = resident
-        total = Usage()
-        for event in events:
-            if event.usage is not None:
-                total = total + event.usage
-        resident.run = replace(run, usage=total)
+        current = current_generation(events)
+        resident.run = replace(run, usage=total_usage(run.carried, current))
         try:
-            self.build(resident, current_generation(events))
+            self.build(resident, current)
         except Mismatch as mismatch:
             self.park(resident, _mismatch_text(run, mismatch))
             return None
@@ -274,6 +294,7 @@ class Driver:
         execution = Execution(
             workflow,
             run,
+            base=events[0].seq - 1 if events else 0,
             patches=[e.name for e in events if e.kind == "patched"],
             suggest_at=self.options.history_suggest,
             show=partial(self.watchers.emitted, run.id, self.clock),
@@ -290,8 +311,17 @@ class Driver:
                 break
         execution.replaying = False
 
-    def begin(self, resident: Resident, event: Event) -> None:
-        """Start the program of a run whose start is on the disk."""
+    def admit(self, run: Run) -> tuple[Resident, Write]:
+        """Take a new run into memory, and return with it the write that starts it: the program runs once that is on the disk."""
+        self.last_key += 1
+        resident = Resident(self.last_key, run, 1)
+        resident.writes = 1
+        self.residents[run.id] = resident
+        event = self.event(resident, "run_started", detail=run.entry)
+        return resident, Write([event_row(resident.key, event)], [self.row(resident)], done=partial(self._begin, resident, event))
+
+    def _begin(self, resident: Resident, event: Event) -> None:
+        resident.writes -= 1
         try:
             self.build(resident, [event])
         except (Mismatch, ZigguratError) as error:
@@ -312,15 +342,6 @@ class Driver:
             if moment is not None and moment <= now:
                 self.timers.add(moment, resident.run.id, step.number)
         self.harvest(resident)
-
-    def refuse_child(self, parent: Resident, step: Step, why: str) -> None:
-        """Record that a child run could not be started."""
-        step.settled = True
-        error = ErrorInfo(type="ziggurat.errors.Conflict", message=f"The child run of {step.name!r} was not started: {why}.")
-        event = self.event(
-            parent, "step_failed", step=step.number, step_kind="child", name=step.name, requested=step.requested, error=error
-        )
-        self.record(parent, event)
 
     # -- endings --------------------------------------------------------------------------------------------------
 
@@ -348,9 +369,9 @@ class Driver:
             state=execution.state,
             events=event.seq,
         )
-        write = Write([event_row(resident.key, event)], [self._row(resident)], done=partial(self._ended, resident, event))
+        write = Write([event_row(resident.key, event)], [self.row(resident)], done=partial(self._ended, resident, event))
         resident.writes += 1
-        self._tell_parent(resident.run, write)
+        self.kin.tell_parent(resident.run, write)
         self.write(write)
 
     def _ended(self, resident: Resident, event: Event) -> None:
@@ -385,6 +406,7 @@ class Driver:
         resident.execution = None
         resident.run = replace(
             resident.run,
+            carried=resident.run.usage,
             generation=resident.run.generation + 1,
             epoch=resident.run.epoch + 1,
             payload=finished.result,
@@ -400,7 +422,7 @@ class Driver:
         self.write(
             Write(
                 [event_row(resident.key, e) for e in events],
-                [self._row(resident)],
+                [self.row(resident)],
                 [(older, (resident.key, resident.key))],
                 done=partial(self._continued, resident, events),
             )
@@ -428,65 +450,33 @@ class Driver:
             )
             execution.discard()
         resident.writes += 1
-        self.write(Write([event_row(resident.key, event)], [self._row(resident)], done=partial(self._ended, resident, event)))
+        self.write(Write([event_row(resident.key, event)], [self.row(resident)], done=partial(self._ended, resident, event)))
 
-    def when_stopped(self, run_id: str, call: Callable[[Run], None]) -> None:
-        """Call once the run has ended or is parked."""
-        self._stopped.setdefault(run_id, []).append(call)
+    def when_stopped(self, run_id: str, call: Callable[[Run], None]) -> Callable[[], None]:
+        """Call once the run has ended or is parked. Returns a function that takes the wish back."""
+        calls = self._stopped.setdefault(run_id, [])
+        calls.append(call)
 
-    # -- parents and children -----------------------------------------------------------------------------------------
+        def take_back() -> None:
+            if call in calls:
+                calls.remove(call)
+            if not calls and self._stopped.get(run_id) is calls:
+                del self._stopped[run_id]
 
-    def _tell_parent(self, child: Run, write: Write) -> None:
-        """Add to the write that ends a child what its parent records of it, so that neither can be lost without the other."""
-        if not child.parent:
-            return
-        parent = self.resident(child.parent)
-        if parent is None or parent.finishing:
-            return
-        step = parent.step(child.parent_step)
-        if step is None or step.settled or step.child != child.id:
-            return
-        event = self.child_event(parent, step, child)
-        write.events.append(event_row(parent.key, event))
-        if parent.row_status == "waiting":
-            parent.run = replace(parent.run, status="running", wake_at=None, reason="")
-            write.runs.append(self._row(parent))
-        parent.writes += 1
-        done = write.done
-
-        def both() -> None:
-            if done is not None:
-                done()
-            self._recorded(parent, event, None)
-
-        write.done = both
-
-    def child_event(self, parent: Resident, step: Step, child: Run) -> Event:
-        """Return what a parent records of a child run that ended."""
-        step.settled = True
-        usage = child.usage
-        parent.run = replace(parent.run, usage=parent.run.usage + usage)
-        return self.event(
-            parent,
-            "step_completed" if child.status == "completed" else "step_failed",
-            step=step.number,
-            step_kind="child",
-            name=step.name,
-            requested=step.requested,
-            requested_at=step.requested_at,
-            started_at=child.started_at or 0.0,
-            ended_at=child.ended_at or 0.0,
-            result=child.result,
-            error=child.error,
-            usage=usage if usage.calls else None,
-            detail=child.status if child.status != "completed" else child.id,
-        )
+        return take_back
 
     def cancel(self, run_id: str, reason: str) -> None:
         """Record that a run is to stop. Nothing happens if it has ended."""
         resident = self.resident(run_id)
         if resident is not None and not resident.finishing:
             self.record(resident, self.event(resident, "cancel_requested", detail=reason))
+
+
+def _spent_text(run: Run) -> str:
+    return (
+        f"The run has spent {human_dollars(run.usage.cost_usd)} of its budget of {human_dollars(run.budget_usd or 0.0)}. "
+        f"Resume it with a larger one: ziggurat resume {run.id} --budget '$...'"
+    )
 
 
 def _mismatch_text(run: Run, mismatch: Mismatch) -> str:

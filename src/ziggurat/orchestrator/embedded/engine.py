@@ -21,20 +21,20 @@ from ziggurat.errors import Conflict, LayerUnreachable, UnknownName
 from ziggurat.orchestrator.embedded import guard
 from ziggurat.orchestrator.embedded.dispatch import Dispatcher
 from ziggurat.orchestrator.embedded.driver import Driver
-from ziggurat.orchestrator.embedded.execution import Step
+from ziggurat.orchestrator.embedded.family import Family
 from ziggurat.orchestrator.embedded.inbox import Inbox
 from ziggurat.orchestrator.embedded.journal import Journal
 from ziggurat.orchestrator.embedded.lock import StateLock
 from ziggurat.orchestrator.embedded.newborn import fork_run, new_run
 from ziggurat.orchestrator.embedded.options import EngineOptions
-from ziggurat.orchestrator.embedded.resident import Resident, step_views
+from ziggurat.orchestrator.embedded.resident import Resident, step_views, total_usage
 from ziggurat.orchestrator.embedded.store import UNBURY, UNBURY_RUN, event_row, run_row
 from ziggurat.orchestrator.embedded.surgery import current_generation, fork_events, retry_events
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue
-from ziggurat.records import ENDED, STOPPED, DeadLetter, Event, Run, RunEvent, RunFilter, StartRequest, StepView
+from ziggurat.records import ENDED, STOPPED, DeadLetter, Event, Run, RunEvent, RunFilter, StartRequest, StepView, Usage
 
 log = logging.getLogger("ziggurat.orchestrator")
 
@@ -88,7 +88,6 @@ class EmbeddedOrchestrator(Orchestrator):
         except BaseException:
             self.lock.release()
             raise
-        self._key = self._journal.reader.last_key()
         self._dispatcher = Dispatcher(
             self.queue,
             self.clock,
@@ -101,14 +100,13 @@ class EmbeddedOrchestrator(Orchestrator):
             self._journal.reader,
             self._journal.write,
             self._dispatcher,
-            self._begin_child,
             lambda run, step: self._inbox.due(run, step),
             self.registry,
             self.options,
             self.clock,
         )
+        self.driver.kin = Family(self.driver)
         self._inbox = Inbox(self.driver, self._dispatcher, self.options, self.clock)
-        self.driver.timers.alive = self._is_alive
         guard.install()
         self._open = True
         if self._drive:
@@ -160,10 +158,6 @@ class EmbeddedOrchestrator(Orchestrator):
             except LayerUnreachable:
                 await asyncio.sleep(1.0)
 
-    def _is_alive(self, run_id: str, step: int) -> bool:
-        resident = self.driver.residents.get(run_id)
-        return resident is None or resident.step(step) is not None
-
     # -- starting -------------------------------------------------------------------------------------------------
 
     async def start(self, request: StartRequest) -> Run:
@@ -174,11 +168,7 @@ class EmbeddedOrchestrator(Orchestrator):
                 return existing
         self.registry.workflow(request.workflow)
         run = new_run(request, self.clock.time())
-        resident = self._admit(run)
-        event = self.driver.event(resident, "run_started", detail=request.entry)
-        write = Write(
-            [event_row(resident.key, event)], [run_row(resident.key, run)], done=partial(self._started, resident, event)
-        )
+        resident, write = self.driver.admit(run)
         await self._journal.durable(write)
         return resident.run
 
@@ -191,54 +181,6 @@ class EmbeddedOrchestrator(Orchestrator):
                 f"The id {request.id!r} belongs to a run of {run.workflow!r}; choose another id for {request.workflow!r}."
             )
         return run
-
-    def _admit(self, run: Run) -> Resident:
-        self._key += 1
-        resident = Resident(self._key, run, 1)
-        resident.writes = 1
-        self.driver.residents[run.id] = resident
-        return resident
-
-    def _started(self, resident: Resident, event: Event) -> None:
-        """The start is on the disk: build the program and run it to its first step."""
-        resident.writes -= 1
-        self.driver.begin(resident, event)
-
-    def _begin_child(self, parent: Resident, step: Step) -> None:
-        """Start the child run that a step asks for, or record its result if it has ended already, before a crash."""
-        driver = self.driver
-        resident = driver.residents.get(step.child)
-        if resident is not None:
-            return
-        row = self._journal.reader.run(step.child)
-        if row is not None:
-            child = row[1]
-            if child.status in ENDED and child.parent == parent.run.id:
-                driver.record(parent, driver.child_event(parent, step, child))
-            elif child.parent != parent.run.id:
-                driver.refuse_child(parent, step, f"the id {step.child!r} belongs to another run")
-            return
-        options = step.options
-        request = StartRequest(
-            workflow=step.name,
-            payload=Raw(step.payload),
-            id=step.child,
-            namespace=parent.run.namespace,
-            entry=step.entry,
-            tags=options.tags,
-            priority=options.priority or parent.run.priority,
-            budget_usd=options.budget,
-        )
-        run = new_run(request, self.clock.time(), parent.run.id, step.number)
-        child_resident = self._admit(run)
-        event = driver.event(child_resident, "run_started", detail=step.entry)
-        self._journal.write(
-            Write(
-                [event_row(child_resident.key, event)],
-                [run_row(child_resident.key, run)],
-                done=partial(self._started, child_resident, event),
-            )
-        )
 
     # -- verbs ----------------------------------------------------------------------------------------------------
 
@@ -279,16 +221,17 @@ class EmbeddedOrchestrator(Orchestrator):
         resident.run = replace(resident.run, status="paused", reason=reason or "paused by hand", wake_at=None)
         await self._record_with_row(resident, event)
 
-    async def resume(self, run: str) -> None:
+    async def resume(self, run: str, *, budget_usd: float | None = None) -> None:
         found = self._stored(run)
         if found.status == "paused":
             resident = self.driver.residents.get(run) or self._load_paused(run)
             resident.paused = False
             event = self.driver.event(resident, "run_resumed")
-            resident.run = replace(resident.run, status="running", reason="")
+            budget = budget_usd if budget_usd is not None else resident.run.budget_usd
+            resident.run = replace(resident.run, status="running", reason="", budget_usd=budget)
             await self._record_with_row(resident, event, partial(self.driver.go_on, resident))
         elif found.status == "parked":
-            await self._take_up(run, "run_resumed", None)
+            await self._take_up(run, "run_resumed", None, budget_usd)
         elif found.status in ENDED:
             raise Conflict(f"The run {run} is {found.status} and cannot be resumed{_retry_hint(found)}.")
 
@@ -300,8 +243,8 @@ class EmbeddedOrchestrator(Orchestrator):
         await self._take_up(run, "run_retried", retry_events(found, self._journal.reader.events(key)))
         return self._stored(run)
 
-    async def _take_up(self, run: str, kind: str, kept: builtins.list[Event] | None) -> None:
-        """Bring a stopped run back: with its history as it is, or with `kept` in its place."""
+    async def _take_up(self, run: str, kind: str, kept: builtins.list[Event] | None, budget_usd: float | None = None) -> None:
+        """Bring a stopped run back: with its history as it is, or with `kept` in its place; perhaps with another budget."""
         self.driver.parked.pop(run, None)
         await self._journal.durable(Write())
         key, found = self._row(run)
@@ -309,8 +252,23 @@ class EmbeddedOrchestrator(Orchestrator):
         event = self.driver.event(resident, kind)
         # A retry is a new epoch of message ids: an outcome of the history as it was must not be taken for one of the new.
         epoch = found.epoch + (kept is not None)
+        carried = found.carried
+        budget = budget_usd if budget_usd is not None else found.budget_usd
+        if kept is not None:
+            # What the cut events consumed was paid for all the same.
+            everything = total_usage(carried, current_generation(self._journal.reader.events(key)))
+            carried = everything + total_usage(Usage(), current_generation(kept)).negated()
         revived = replace(
-            found, status="running", reason="", error=None, result=None, ended_at=None, events=event.seq, epoch=epoch
+            found,
+            carried=carried,
+            budget_usd=budget,
+            status="running",
+            reason="",
+            error=None,
+            result=None,
+            ended_at=None,
+            events=event.seq,
+            epoch=epoch,
         )
         statements: builtins.list[tuple[str, tuple[object, ...]]] = [(UNBURY_RUN, (run,))]
         rows = [event_row(key, event)]
@@ -328,11 +286,11 @@ class EmbeddedOrchestrator(Orchestrator):
         if id and self._journal.reader.run(id) is not None:
             raise Conflict(f"The id {id!r} belongs to another run; choose a new one for the fork.")
         forked = fork_run(found, now, id, payload)
-        self._key += 1
-        resident = self._cold(self._key, forked)
+        self.driver.last_key += 1
+        resident = self._cold(self.driver.last_key, forked)
         resident.next_seq = (kept[-1].seq if kept else 0) + 1
         event = self.driver.event(resident, "run_forked", detail=f"{run} before step {step}")
-        await self._journal.durable(Write([event_row(self._key, e) for e in [*kept, event]], [run_row(self._key, forked)]))
+        await self._journal.durable(Write([event_row(resident.key, e) for e in [*kept, event]], [run_row(resident.key, forked)]))
         self.driver.resident(forked.id)
         return self._stored(forked.id)
 
@@ -396,10 +354,13 @@ class EmbeddedOrchestrator(Orchestrator):
         if found.status in STOPPED and resident is None:
             return found
         future: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
-        self.driver.when_stopped(run, lambda stopped: None if future.done() else future.set_result(stopped))
-        async with asyncio.timeout(timeout):
-            await self._journal.wait(future)
-            return future.result()
+        take_back = self.driver.when_stopped(run, lambda stopped: None if future.done() else future.set_result(stopped))
+        try:
+            async with asyncio.timeout(timeout):
+                await self._journal.wait(future)
+                return future.result()
+        finally:
+            take_back()
 
     async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
         key, _ = self._row(run)

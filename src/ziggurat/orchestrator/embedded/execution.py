@@ -124,12 +124,13 @@ class Execution(RunContext):
         workflow: the definition to run.
         run: the run as recorded; its payload holds the arguments.
         patches: names of the patches that the history has recorded.
+        base: position of the last event before this generation's.
         suggest_at: number of events from which `continue_as_new` is suggested.
         show: called with (kind, JSON) for every `emit` of the live program.
     """
 
     def __init__(
-        self, workflow: Any, run: Run, *, patches: Iterable[str], suggest_at: int, show: Callable[[str, bytes], None]
+        self, workflow: Any, run: Run, *, base: int, patches: Iterable[str], suggest_at: int, show: Callable[[str, bytes], None]
     ) -> None:
         self.workflow, self.run = workflow, run
         make: Any = RunLoop  # typeshed calls the methods that are set after the class statement abstract
@@ -140,7 +141,7 @@ class Execution(RunContext):
         self.finished: Finished | None = None
         self.replaying = True
         #: Position of the last event applied.
-        self.applied = 0
+        self.applied = self._base = base
         self.state: Raw | None = run.state
         self.new_patches: list[str] = []
         self._known_patches = set(patches)
@@ -200,6 +201,11 @@ class Execution(RunContext):
                     f"the history records step {event.step}, {event.step_kind} {event.name!r}, but the program ended before asking for it"
                 )
 
+    @property
+    def length(self) -> int:
+        """The number of events of this generation's history."""
+        return self.applied - self._base
+
     def discard(self) -> None:
         """Free the program without letting it act. The history has all that is needed to build it again."""
         self.loop.discard()
@@ -235,8 +241,8 @@ class Execution(RunContext):
             generation=run.generation,
             parent=run.parent,
             tags=run.tags,
-            history_events=self.applied,
-            continue_as_new_suggested=self.applied >= self._suggest_at,
+            history_events=self.length,
+            continue_as_new_suggested=self.length >= self._suggest_at,
             replaying=self.replaying,
         )
 

@@ -184,6 +184,8 @@ class Inbox:
             self._settle(resident, step, outcome, "step_failed")
         elif step.retry_at is not None and step.retry_at <= now:
             self.dispatcher.send(resident.run, step)
+            if deadline is not None:
+                self.driver.timers.add(step.requested_at + deadline, resident.run.id, step.number)
 
     def resend(self, lost: dict[str, str]) -> None:
         """Send again what the queue has lost: message ids and their runs."""

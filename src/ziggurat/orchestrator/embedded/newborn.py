@@ -54,5 +54,6 @@ def fork_run(origin: Run, now: float, id: str, payload: Raw | None) -> Run:
         created_at=now,
         started_at=now,
         forked_from=origin.id,
+        generation=origin.generation,
         seed=origin.seed or origin.id,
     )

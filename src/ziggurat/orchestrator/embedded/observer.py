@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from pathlib import Path
 
 from msgspec import Raw
@@ -14,7 +14,7 @@ from ziggurat.orchestrator.embedded.resident import step_views
 from ziggurat.orchestrator.embedded.store import Reader
 from ziggurat.orchestrator.embedded.surgery import current_generation
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
-from ziggurat.records import STOPPED, Event, Run, RunEvent, RunFilter, StartRequest, StepView
+from ziggurat.records import STOPPED, DeadLetter, Event, Run, RunEvent, RunFilter, StartRequest, StepView
 
 
 class Observer(Orchestrator):
@@ -28,7 +28,7 @@ class Observer(Orchestrator):
 
     async def open(self) -> None:
         """Open the file, if there is one. Raises StateUnusable."""
-        if self.path.exists() and self.path.stat().st_size:  # noqa: ASYNC240
+        if self.path.exists() and self.path.stat().st_size:
             self._reader = Reader(self.path)
 
     async def close(self) -> None:
@@ -67,6 +67,9 @@ class Observer(Orchestrator):
             yield RunEvent(run=run, kind="history", offset=event.seq, event=event)
         yield RunEvent(run=run, kind="status", status=found.status, reason=found.reason)
 
+    async def dead_letters(self, limit: int = 100) -> builtins.list[DeadLetter]:
+        return self._reader.dead_letters(limit) if self._reader is not None else []
+
     def _only_reading(self, what: str) -> Conflict:
         return Conflict(
             f"The state file {self.path} is only read here, so nobody can {what}; use a client that hosts the system."
@@ -84,7 +87,7 @@ class Observer(Orchestrator):
     async def pause(self, run: str, reason: str = "") -> None:
         raise self._only_reading("pause a run")
 
-    async def resume(self, run: str) -> None:
+    async def resume(self, run: str, *, budget_usd: float | None = None) -> None:
         raise self._only_reading("resume a run")
 
     async def retry(self, run: str) -> Run:
@@ -92,6 +95,12 @@ class Observer(Orchestrator):
 
     async def fork(self, run: str, step: int, *, payload: Raw | None = None, id: str = "") -> Run:
         raise self._only_reading("fork a run")
+
+    async def redrive(self, ids: Collection[str]) -> int:
+        raise self._only_reading("redrive dead letters")
+
+    async def discard(self, ids: Collection[str]) -> int:
+        raise self._only_reading("discard dead letters")
 
     async def purge(self, where: RunFilter) -> int:
         raise self._only_reading("purge runs")

@@ -66,6 +66,14 @@ def usage_of(calls: list[CallRecord]) -> Usage | None:
     return total
 
 
+def total_usage(carried: Usage, events: list[Event]) -> Usage:
+    """Return what a run has consumed: what earlier generations and cut histories did, and what these events record."""
+    for event in events:
+        if event.usage is not None:
+            carried = carried + event.usage
+    return carried
+
+
 def step_views(events: list[Event], execution: Execution | None) -> list[StepView]:
     """Return a run's steps as people look at them: settled ones from the history, open ones from the execution."""
     views: dict[int, StepView] = {}

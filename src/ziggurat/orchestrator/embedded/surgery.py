@@ -48,7 +48,8 @@ def fork_events(events: Sequence[Event], step: int) -> list[Event]:
         else:
             keep = event.seq <= asked and event.kind != "cancel_requested"
         if keep:
-            kept.append(event)
+            # What the prefix consumed was paid by the run that it came from.
+            kept.append(replace(event, usage=None, calls=[]))
     return kept
 
 

@@ -1,0 +1,105 @@
+"""Parents and children: starting a child run for a step, and recording in the parent what became of it.
+
+A child's id follows from its parent's id and the step's number, so a parent that is replayed asks for the same child again; it then finds
+it running, or ended, and never starts it twice. The event that ends a child and the one that tells its parent are one write.
+"""
+
+from __future__ import annotations
+
+from msgspec import Raw
+from msgspec.structs import replace
+
+from ziggurat.orchestrator.embedded.driver import Driver
+from ziggurat.orchestrator.embedded.execution import Step
+from ziggurat.orchestrator.embedded.newborn import new_run
+from ziggurat.orchestrator.embedded.resident import Resident
+from ziggurat.orchestrator.embedded.store import event_row
+from ziggurat.orchestrator.embedded.writer import Write
+from ziggurat.records import ENDED, ErrorInfo, Event, Run, StartRequest
+
+
+class Family:
+    """What the driver needs to know of parents and children (`driver.Kin`)."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def begin_child(self, parent: Resident, step: Step) -> None:
+        """Start the child run that a step asks for, or record its result if it has ended already, before a crash."""
+        driver = self._driver
+        living = driver.residents.get(step.child)
+        row = driver.reader.run(step.child) if living is None else None
+        child = living.run if living is not None else row[1] if row is not None else None
+        if child is None:
+            self._start(parent, step)
+        elif child.parent != parent.run.id:
+            self._refuse(parent, step, f"the id {step.child!r} belongs to another run")
+        elif living is None and child.status in ENDED:
+            driver.record(parent, self._event(parent, step, child))
+
+    def _start(self, parent: Resident, step: Step) -> None:
+        options, run = step.options, parent.run
+        request = StartRequest(
+            workflow=step.name,
+            payload=Raw(step.payload),
+            id=step.child,
+            namespace=run.namespace,
+            entry=step.entry,
+            tags=options.tags,
+            priority=options.priority or run.priority,
+            budget_usd=options.budget,
+        )
+        _, write = self._driver.admit(new_run(request, self._driver.clock.time(), run.id, step.number))
+        self._driver.write(write)
+
+    def _refuse(self, parent: Resident, step: Step, why: str) -> None:
+        step.settled = True
+        error = ErrorInfo(type="ziggurat.errors.Conflict", message=f"The child run of {step.name!r} was not started: {why}.")
+        event = self._driver.event(
+            parent, "step_failed", step=step.number, step_kind="child", name=step.name, requested=step.requested, error=error
+        )
+        self._driver.record(parent, event)
+
+    def tell_parent(self, child: Run, write: Write) -> None:
+        """Add to the write that ends a child what its parent records of it, so that neither can be lost without the other."""
+        if not child.parent:
+            return
+        driver = self._driver
+        parent = driver.resident(child.parent)
+        step = parent.step(child.parent_step) if parent is not None and not parent.finishing else None
+        if parent is None or step is None or step.settled or step.child != child.id:
+            return
+        event = self._event(parent, step, child)
+        write.events.append(event_row(parent.key, event))
+        if parent.row_status == "waiting":
+            parent.run = replace(parent.run, status="running", wake_at=None, reason="")
+            write.runs.append(driver.row(parent))
+        parent.writes += 1
+        done = write.done
+
+        def both() -> None:
+            if done is not None:
+                done()
+            driver.recorded(parent, event, None)
+
+        write.done = both
+
+    def _event(self, parent: Resident, step: Step, child: Run) -> Event:
+        step.settled = True
+        usage = child.usage
+        parent.run = replace(parent.run, usage=parent.run.usage + usage)
+        return self._driver.event(
+            parent,
+            "step_completed" if child.status == "completed" else "step_failed",
+            step=step.number,
+            step_kind="child",
+            name=step.name,
+            requested=step.requested,
+            requested_at=step.requested_at,
+            started_at=child.started_at or 0.0,
+            ended_at=child.ended_at or 0.0,
+            result=child.result,
+            error=child.error,
+            usage=usage if usage.calls else None,
+            detail=child.status if child.status != "completed" else child.id,
+        )
