@@ -29,7 +29,7 @@ from msgspec import Raw, Struct
 from ziggurat.errors import LayerUnreachable, UnknownName
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
 from ziggurat.queues.interface import Queue
-from ziggurat.records import ErrorInfo, Event, Run, RunEvent, RunFilter, StartRequest
+from ziggurat.records import ErrorInfo, Event, MaybeRaw, Run, RunEvent, RunFilter, StartRequest
 
 #: Both sides must speak the same version; a mixed pair says so at once.
 PROTOCOL = 1
@@ -51,9 +51,10 @@ class Arguments(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     run: str = ""
     name: str = ""
-    payload: Raw | None = None
+    payload: MaybeRaw = None
     signal_id: str = ""
     reason: str = ""
+    budget_usd: float | None = None
     step: int = 0
     id: str = ""
     after: int = 0
@@ -134,7 +135,7 @@ class ControlServer:
 
     Args:
         orchestrator: what is served.
-        queue: whose depth and dead letters are served.
+        queue: whose depth is served.
         load: called with (entry, folder) of a workflow that the owner does not know, to import its module.
     """
 
@@ -150,7 +151,7 @@ class ControlServer:
             "signal": lambda a: orchestrator.signal(a.run, a.name, a.payload or Raw(b"null"), signal_id=a.signal_id),
             "cancel": lambda a: orchestrator.cancel(a.run, a.reason),
             "pause": lambda a: orchestrator.pause(a.run, a.reason),
-            "resume": lambda a: orchestrator.resume(a.run),
+            "resume": lambda a: orchestrator.resume(a.run, budget_usd=a.budget_usd),
             "retry": lambda a: orchestrator.retry(a.run),
             "fork": lambda a: orchestrator.fork(a.run, a.step, payload=a.payload, id=a.id),
             "get": lambda a: orchestrator.get(a.run),
@@ -160,9 +161,9 @@ class ControlServer:
             "wait": lambda a: orchestrator.wait(a.run, a.timeout),
             "purge": lambda a: orchestrator.purge(a.where),
             "depth": lambda a: queue.depth(a.ids or None),
-            "dead_letters": lambda a: queue.dead_letters(a.limit),
-            "redrive": lambda a: queue.redrive(a.ids),
-            "discard": lambda a: queue.discard(a.ids),
+            "dead_letters": lambda a: orchestrator.dead_letters(a.limit),
+            "redrive": lambda a: orchestrator.redrive(a.ids),
+            "discard": lambda a: orchestrator.discard(a.ids),
         }
 
     @property

@@ -162,8 +162,8 @@ class RemoteOrchestrator(Orchestrator):
     async def pause(self, run: str, reason: str = "") -> None:
         await self._ask("pause", Arguments(run=run, reason=reason))
 
-    async def resume(self, run: str) -> None:
-        await self._ask("resume", Arguments(run=run))
+    async def resume(self, run: str, *, budget_usd: float | None = None) -> None:
+        await self._ask("resume", Arguments(run=run, budget_usd=budget_usd))
 
     async def retry(self, run: str) -> Run:
         retried: Run = await self._ask("retry", Arguments(run=run))
@@ -208,24 +208,19 @@ class RemoteOrchestrator(Orchestrator):
         purged: int = await self._ask("purge", Arguments(where=where))
         return purged
 
-    # -- of the owner's queue ------------------------------------------------------------------------------------
-
-    async def depth(self) -> dict[str, Depth]:
-        """Return what each queue holds."""
-        depths: dict[str, Depth] = await self._ask("depth", Arguments())
-        return depths
-
     async def dead_letters(self, limit: int = 100) -> builtins.list[DeadLetter]:
-        """Return dead letters, newest first."""
         letters: builtins.list[DeadLetter] = await self._ask("dead_letters", Arguments(limit=limit))
         return letters
 
     async def redrive(self, ids: Collection[str]) -> int:
-        """Put dead letters back on their lanes; returns how many."""
         count: int = await self._ask("redrive", Arguments(ids=[*ids]))
         return count
 
     async def discard(self, ids: Collection[str]) -> int:
-        """Forget dead letters; returns how many."""
         count: int = await self._ask("discard", Arguments(ids=[*ids]))
         return count
+
+    async def depth(self) -> dict[str, Depth]:
+        """Return what each queue of the owner holds."""
+        depths: dict[str, Depth] = await self._ask("depth", Arguments())
+        return depths

@@ -1,0 +1,29 @@
+"""From settings to a running system. The only room that names backends.
+
+load_settings ─▶ Settings ─▶ attach ─┬─ nobody owns the state file: System (queue, orchestrator, models, workers, control socket)
+                                     └─ another process does:       RemoteOrchestrator, over the owner's control socket
+"""
+
+from __future__ import annotations
+
+from ziggurat.assembly.attaching import Attachment, Mode, StateSeen, attach, look_at_state
+from ziggurat.assembly.backends import LOCAL_QUEUES, build_queue
+from ziggurat.assembly.endpoints import build_endpoint, build_models
+from ziggurat.assembly.models import script_models, use_models_in_child
+from ziggurat.assembly.system import System, make_importable
+
+__all__ = [
+    "LOCAL_QUEUES",
+    "Attachment",
+    "Mode",
+    "StateSeen",
+    "System",
+    "attach",
+    "build_endpoint",
+    "build_models",
+    "build_queue",
+    "look_at_state",
+    "make_importable",
+    "script_models",
+    "use_models_in_child",
+]

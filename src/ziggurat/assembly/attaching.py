@@ -1,0 +1,145 @@
+"""How a client reaches the system: it hosts it, talks to the process that does, or reads the file that no process owns."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from ziggurat.assembly.backends import build_queue
+from ziggurat.assembly.system import System, make_importable
+from ziggurat.clock import SystemClock
+from ziggurat.errors import StateLocked
+from ziggurat.orchestrator.interface import Orchestrator
+from ziggurat.orchestrator.remote import OwnerGone, RemoteOrchestrator
+from ziggurat.program.registry import Registry, load_workflow
+from ziggurat.records import Depth, RunFilter
+from ziggurat.settings import Settings
+
+#: "host" runs the system here unless another process does; "control" changes runs without driving them; "observe" only reads.
+Mode = Literal["host", "control", "observe"]
+
+#: Seconds to wait for a process that has the lock and does not listen yet: it is starting, or ending.
+_OWNER_PATIENCE = 15.0
+
+
+class Attachment:
+    """How a client reaches the system: it hosts it, talks to the process that does, or reads the file that no process owns."""
+
+    def __init__(
+        self, settings: Settings, orchestrator: Orchestrator, *, system: System | None = None, registry: Registry | None = None
+    ) -> None:
+        self._settings = settings
+        self.orchestrator = orchestrator
+        self.system = system
+        self._registry = system.registry if system is not None else registry
+
+    @property
+    def hosted(self) -> bool:
+        """True if this process owns the system."""
+        return self.system is not None
+
+    @property
+    def registry(self) -> Registry:
+        """What this process knows of tasks and workflows; the app's modules are imported at the first use."""
+        if self._registry is None:
+            make_importable(self._settings.folder)
+            self._registry = Registry(self._settings.app.modules)
+        return self._registry
+
+    def load_workflow(self, reference: str) -> Any:
+        """Return the workflow that "module:workflow", "file.py:workflow" or a name means. Raises ConfigurationError."""
+        registry = self.registry
+        return load_workflow(reference, registry)
+
+    async def close(self, grace: float = 2.0) -> None:
+        """Let go. A hosted system gets `grace` seconds for attempts under way, which were paid for."""
+        if self.system is not None:
+            await self.system.close(grace)
+        else:
+            await self.orchestrator.close()
+
+    async def depth(self) -> dict[str, Depth]:
+        """Return what each queue holds, by name."""
+        if self.system is not None:
+            return await self.system.queue.depth()
+        if isinstance(self.orchestrator, RemoteOrchestrator):
+            return await self.orchestrator.depth()
+        queue = build_queue(self._settings, SystemClock())
+        await queue.open()
+        try:
+            return await queue.depth()
+        finally:
+            await queue.close()
+
+
+async def attach(settings: Settings, mode: Mode, registry: Registry | None = None) -> Attachment:
+    """Reach the system that the settings describe. Raises StateLocked, LayerUnreachable, ConfigurationError."""
+    if settings.orchestrator.backend != "embedded":
+        system = System(settings, drive=mode == "host", registry=registry)
+        await system.__aenter__()
+        return _hosted(settings, system)
+    from ziggurat.orchestrator.embedded.lock import read_owner
+    from ziggurat.orchestrator.embedded.observer import Observer
+
+    state = settings.state_path
+    give_up = asyncio.get_running_loop().time() + _OWNER_PATIENCE
+    while True:
+        owner = read_owner(state)
+        try:
+            if owner is not None and owner.socket:
+                remote = RemoteOrchestrator(Path(owner.socket), f"Process {owner.pid} ({owner.command}), which runs the system,")
+                await remote.open()
+                return Attachment(settings, remote, registry=registry)
+            if mode == "observe":
+                observer = Observer(state)
+                await observer.open()
+                return Attachment(settings, observer, registry=registry)
+            system = System(settings, drive=mode == "host", registry=registry)
+            await system.__aenter__()
+            return _hosted(settings, system)
+        except (OwnerGone, StateLocked):
+            # The owner is about to listen, or about to be gone; either way the next look decides.
+            if asyncio.get_running_loop().time() > give_up:
+                raise
+            await asyncio.sleep(0.05)
+
+
+def _hosted(settings: Settings, system: System) -> Attachment:
+    assert system.orchestrator is not None
+    return Attachment(settings, system.orchestrator, system=system)
+
+
+class StateSeen(Struct, frozen=True):
+    """What a look at a state file showed."""
+
+    #: How many runs there are, by status.
+    runs: dict[str, int]
+    #: Who owns it, in words.
+    owner: str
+    #: Free space of its disk, in bytes.
+    free_bytes: int
+
+
+def look_at_state(settings: Settings) -> StateSeen:
+    """Look at the state file of the embedded engine without changing it. Raises StateUnusable."""
+    from ziggurat.orchestrator.embedded.lock import read_owner
+    from ziggurat.orchestrator.embedded.store import Reader, free_bytes, unusable
+
+    path = settings.state_path
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise unusable(path, PermissionError("Permission denied"))
+    owner = read_owner(path)
+    runs: dict[str, int] = {}
+    if path.exists() and path.stat().st_size:
+        reader = Reader(path)
+        try:
+            runs = reader.count(RunFilter())
+        finally:
+            reader.close()
+    said = f"owned by process {owner.pid} ({owner.command})" if owner is not None else "no process runs it now"
+    return StateSeen(runs, said, free_bytes(folder / path.name))

@@ -1,0 +1,92 @@
+"""The tables of backends, and the functions that make one of each from the settings.
+
+A backend is one line of a table: its name in the settings, and what makes it. Modules are imported when a setting names them, so the
+parts that nobody uses need not be installed. A backend of others is written as "package.module:factory" in the settings; its factory is
+called with the settings.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from ziggurat.clock import Clock
+from ziggurat.errors import ConfigurationError, MissingExtra
+from ziggurat.orchestrator.interface import Orchestrator
+from ziggurat.program.registry import Registry
+from ziggurat.queues.interface import Queue, QueueOptions
+from ziggurat.settings import Secret, Settings
+
+QUEUES: Mapping[str, str] = {
+    "memory": "ziggurat.queues.backends.memory:MemoryQueue",
+    "sqlite": "ziggurat.queues.backends.sqlite:SqliteQueue",
+    "redis": "ziggurat.queues.backends.redis_streams:RedisQueue",
+    "rabbitmq": "ziggurat.queues.backends.rabbitmq:RabbitQueue",
+    "sqs": "ziggurat.queues.backends.sqs:SqsQueue",
+    "cloud-tasks": "ziggurat.queues.backends.cloud_tasks:CloudTasksQueue",
+    "temporal": "ziggurat.queues.backends.temporal:TemporalQueue",
+}
+#: What each queue's constructor takes before `options` and `clock`.
+_QUEUE_PLACE: Mapping[str, Callable[[Settings], list[Any]]] = {
+    "memory": lambda settings: [],
+    "sqlite": lambda settings: [settings.resolve(settings.queue.path)],
+}
+#: Queues that only one process can use.
+LOCAL_QUEUES = frozenset({"memory"})
+ORCHESTRATORS: Mapping[str, str] = {
+    "embedded": "ziggurat.orchestrator.embedded.engine:EmbeddedOrchestrator",
+    "temporal": "ziggurat.orchestrator.temporal.engine:TemporalOrchestrator",
+}
+EXTRAS = {"redis": "redis", "rabbitmq": "rabbitmq", "sqs": "sqs", "cloud-tasks": "cloud-tasks", "temporal": "temporal"}
+
+
+def load_backend(layer: str, name: str, table: Mapping[str, str]) -> Any:
+    """Import a backend. Raises MissingExtra if its driver is not installed, ConfigurationError if there is no such backend."""
+    reference = table.get(name, name)
+    module, _, attribute = reference.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
+            if name in table:
+                raise ConfigurationError(
+                    f"The {layer} backend {name!r} is not part of this version of Ziggurat; choose another."
+                ) from error
+            raise ConfigurationError(
+                f"The {layer} backend {name!r} names a module that cannot be found: {error.name}."
+            ) from error
+        if name in EXTRAS:
+            raise MissingExtra(f"The {layer} backend {name!r}", EXTRAS[name]) from error
+        raise ConfigurationError(f"The {layer} backend {name!r} needs {error.name!r}, which is not installed.") from error
+    if found is None:
+        raise ConfigurationError(f"The {layer} backend {name!r} names {attribute!r}, which the module {module} does not have.")
+    return found
+
+
+def build_queue(settings: Settings, clock: Clock) -> Queue:
+    """Return the configured queue, not yet open. Raises ConfigurationError, MissingExtra."""
+    wanted = settings.queue
+    made = load_backend("queue", wanted.backend, QUEUES)
+    if wanted.backend not in QUEUES:
+        return cast(Queue, made(settings))
+    options = QueueOptions(lease=wanted.lease, max_deliveries=wanted.max_deliveries, capacity=wanted.capacity)
+    place = _QUEUE_PLACE[wanted.backend](settings) if wanted.backend in _QUEUE_PLACE else [plain(wanted.url)]
+    return cast(Queue, made(*place, options, clock=clock))
+
+
+def build_orchestrator(settings: Settings, queue: Queue, registry: Registry, clock: Clock, *, drive: bool) -> Orchestrator:
+    """Return the configured orchestrator, not yet open. Raises ConfigurationError, MissingExtra."""
+    wanted = settings.orchestrator
+    made = load_backend("orchestrator", wanted.backend, ORCHESTRATORS)
+    if wanted.backend != "embedded":
+        return cast(Orchestrator, made(settings, queue, registry))
+    from ziggurat.orchestrator.embedded.options import EngineOptions
+
+    options = EngineOptions(max_resident_runs=wanted.max_resident_runs, history_limit=wanted.history_limit)
+    return cast(Orchestrator, made(settings.state_path, queue, registry, options=options, clock=clock, drive=drive))
+
+
+def plain(value: str | Secret | None) -> str:
+    """Return a setting's value, read from its variable if that is where it is. Raises SettingsError."""
+    return value.resolve() if isinstance(value, Secret) else value or ""

@@ -1,0 +1,111 @@
+"""From settings to endpoints and the router over them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import NoReturn, cast
+
+from ziggurat.assembly.backends import load_backend, plain
+from ziggurat.errors import AuthenticationFailed, ConfigurationError, MissingExtra, SettingsError
+from ziggurat.inference.interface import (
+    Capabilities,
+    CapabilityOverrides,
+    Endpoint,
+    EndpointConfig,
+    Limits,
+    ModelConfig,
+    Price,
+    Timeouts,
+)
+from ziggurat.inference.router import Router
+from ziggurat.records import Chunk, Completion, Prompt
+from ziggurat.settings import EndpointSettings, ModelSettings, PriceSettings, Settings
+
+ENDPOINTS: Mapping[str, str] = {
+    "openai": "ziggurat.inference.backends.openai_compatible:OpenAICompatible",
+    "local": "ziggurat.inference.backends.local:LocalEndpoint",
+    "scripted": "ziggurat.inference.backends.scripted:ScriptedEndpoint",
+}
+
+
+def build_models(settings: Settings, *, aliases: Mapping[str, Sequence[str]] | None = None) -> Router:
+    """Return the router over the configured endpoints. `aliases` replaces the configured ones, for a check.
+
+    An endpoint whose key or extra is missing does not stop the others: it says so when it is called. Raises ConfigurationError.
+    """
+    wanted = settings.inference
+    endpoints = {name: build_endpoint(name, endpoint) for name, endpoint in wanted.endpoints.items()}
+    if aliases is None:
+        return Router(endpoints, {alias: _model(model) for alias, model in wanted.models.items()})
+    return Router(endpoints, {alias: ModelConfig(routes=list(routes)) for alias, routes in aliases.items()})
+
+
+def build_endpoint(name: str, wanted: EndpointSettings) -> Endpoint:
+    """Return an endpoint; one that cannot be used says why when it is called. Raises ConfigurationError."""
+    config = EndpointConfig(
+        name=name,
+        kind=wanted.kind,
+        base_url=wanted.base_url,
+        limits=Limits(**wanted.limits.model_dump()),
+        timeouts=Timeouts(**wanted.timeouts.model_dump()),
+        prices={model: _price(price) for model, price in wanted.prices.items()},
+        options=wanted.options,
+    )
+    try:
+        made = load_backend("inference", wanted.kind, ENDPOINTS)
+        return cast(Endpoint, made(_with_secrets(config, wanted)))
+    except ConfigurationError as error:
+        return UnusableEndpoint(config, error)
+
+
+def _with_secrets(config: EndpointConfig, wanted: EndpointSettings) -> EndpointConfig:
+    from msgspec.structs import replace
+
+    headers = {header: plain(value) for header, value in wanted.headers.items()}
+    return replace(config, api_key=plain(wanted.api_key), headers=headers)
+
+
+def _price(wanted: PriceSettings) -> Price:
+    return Price(input=wanted.input, output=wanted.output, cached=wanted.cached)
+
+
+def _model(wanted: ModelSettings) -> ModelConfig:
+    return ModelConfig(
+        routes=list(wanted.routes),
+        capabilities=CapabilityOverrides(**wanted.capabilities.model_dump()),
+        price=_price(wanted.prices) if wanted.prices is not None else None,
+    )
+
+
+class UnusableEndpoint(Endpoint):
+    """Stands for an endpoint that cannot be used as things are: a variable is not set, or an extra is not installed."""
+
+    def __init__(self, config: EndpointConfig, cause: ConfigurationError) -> None:
+        super().__init__(config)
+        self._cause: ConfigurationError | None = cause
+
+    def _refuse(self) -> NoReturn:
+        if isinstance(self._cause, MissingExtra):
+            raise MissingExtra(f"The endpoint {self.name!r}", self._cause.extra) from self._cause
+        text = f"The endpoint {self.name!r} cannot be called: {self._cause}"
+        if isinstance(self._cause, SettingsError):
+            # An inference error, so that a call falls back to its next route.
+            raise AuthenticationFailed(text, endpoint=self.name) from self._cause
+        raise ConfigurationError(text) from self._cause
+
+    def capabilities(self, upstream: str) -> Capabilities:
+        return Capabilities()
+
+    async def complete(self, prompt: Prompt, upstream: str) -> Completion:
+        self._refuse()
+
+    async def stream(self, prompt: Prompt, upstream: str) -> AsyncGenerator[Chunk, None]:
+        if self._cause is not None:
+            self._refuse()
+        yield Chunk()  # Makes this a generator; never reached.
+
+    async def models(self) -> list[str]:
+        self._refuse()
+
+    async def check(self) -> str:
+        self._refuse()

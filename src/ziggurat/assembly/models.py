@@ -1,0 +1,43 @@
+"""The inference layer where no system runs: in plain scripts, and in the children that run process=True tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from ziggurat import codec
+from ziggurat.assembly.endpoints import build_models
+from ziggurat.program.llm import ModelCaller, use_models
+from ziggurat.settings import Secret, Settings, load_settings
+from ziggurat.settings.table import InferenceSettings
+
+
+def script_models() -> ModelCaller:
+    """Return the inference layer for a plain script: that of ./ziggurat.toml, or of the defaults. Raises SettingsError."""
+    return cast(ModelCaller, build_models(load_settings()))
+
+
+def child_bootstrap(settings: Settings) -> Any:
+    """Return how a child process of a process=True task makes itself ready. It holds names of variables, never secrets."""
+    from ziggurat.workers.children import Bootstrap
+
+    config = {
+        "inference": _without_secrets(settings.inference.model_dump()),
+        "payload_limit": settings.orchestrator.payload_limit,
+    }
+    return Bootstrap(modules=tuple(settings.app.modules), call="ziggurat.assembly:use_models_in_child", config=config)
+
+
+def use_models_in_child(config: Mapping[str, Any]) -> None:
+    """Make models usable in a child process. Called there, by name, with the config of `child_bootstrap`."""
+    codec.PAYLOAD_LIMIT = config["payload_limit"]
+    inference = InferenceSettings.model_validate(config["inference"])
+    use_models(cast(ModelCaller, build_models(Settings().model_copy(update={"inference": inference}))))
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, Secret):
+        return f"env:{value.variable}"
+    if isinstance(value, dict):
+        return {key: _without_secrets(item) for key, item in value.items()}
+    return value

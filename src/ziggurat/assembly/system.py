@@ -1,0 +1,268 @@
+"""A running system: the layers of one process, opened and closed in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, cast
+
+from ziggurat import codec
+from ziggurat.assembly.backends import LOCAL_QUEUES, build_orchestrator, build_queue
+from ziggurat.assembly.endpoints import build_models
+from ziggurat.assembly.models import child_bootstrap
+from ziggurat.clock import Clock, SystemClock
+from ziggurat.errors import ConfigurationError
+from ziggurat.orchestrator.control import ControlServer, socket_path
+from ziggurat.orchestrator.interface import Orchestrator
+from ziggurat.program.llm import use_models
+from ziggurat.program.registry import Registry, import_module
+from ziggurat.queues.interface import Queue
+from ziggurat.settings import Settings, WorkerSettings
+
+log = logging.getLogger("ziggurat")
+
+#: Seconds between two looks for queues that a pool with "*" does not serve yet.
+_NEW_QUEUES_EVERY = 1.0
+
+
+class System:
+    """The layers of one process: `async with System(settings) as system`.
+
+    Args:
+        settings: which layers, and how.
+        clock: the time.
+        drive: False opens the state for control verbs only; nothing is executed.
+        orchestrate: False runs workers only, against a queue that processes share.
+        pools: names of the pools to run here; all when None.
+        registry: what is known already; the app's modules are imported otherwise.
+
+    Opening raises StateLocked if another process owns the state file, and whatever the layers raise. What was opened by then is closed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        drive: bool = True,
+        orchestrate: bool = True,
+        pools: Collection[str] | None = None,
+        registry: Registry | None = None,
+    ) -> None:
+        self.settings = settings
+        self._clock = clock or SystemClock()
+        self._drive, self._orchestrate = drive, orchestrate
+        self._pool_names = pools
+        self._registry = registry
+        self._stack = contextlib.AsyncExitStack()
+        self.queue: Queue
+        self.orchestrator: Orchestrator | None = None
+        self.control: ControlServer | None = None
+        self.pools: list[Pool] = []
+
+    @property
+    def registry(self) -> Registry:
+        """What this process knows of tasks and workflows."""
+        assert self._registry is not None
+        return self._registry
+
+    async def __aenter__(self) -> System:
+        try:
+            await self._open()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def _open(self) -> None:
+        settings = self.settings
+        codec.PAYLOAD_LIMIT = settings.orchestrator.payload_limit
+        make_importable(settings.folder)
+        if self._registry is None:
+            self._registry = Registry(settings.app.modules)
+        if not self._orchestrate and settings.queue.backend in LOCAL_QUEUES:
+            raise ConfigurationError(
+                f'Workers of their own need a queue that processes share, and queue.backend is "{settings.queue.backend}"; '
+                "set it to sqlite or redis, or run `ziggurat serve`."
+            )
+        chosen = self._chosen_pools()
+        queue = self.queue = build_queue(settings, self._clock)
+        await queue.open()
+        self._stack.push_async_callback(queue.close)
+        if self._orchestrate:
+            await self._open_orchestrator()
+        if self._drive:
+            models = build_models(settings)
+            use_models(models)
+            self._stack.push_async_callback(_forget_models, models)
+            for name, wanted in chosen.items():
+                pool = Pool(name, wanted, self)
+                self.pools.append(pool)
+                self._stack.push_async_callback(pool.stop)
+                pool.open()
+
+    def _chosen_pools(self) -> dict[str, WorkerSettings]:
+        known = self.settings.workers
+        names = list(known) if self._pool_names is None else list(self._pool_names)
+        for name in names:
+            if name not in known:
+                raise ConfigurationError(f"There is no pool {name!r}; the pools are: {', '.join(known)}. Add [workers.{name}].")
+        return {name: known[name] for name in names}
+
+    async def _open_orchestrator(self) -> None:
+        settings, embedded = self.settings, self.settings.orchestrator.backend == "embedded"
+        if embedded:
+            load_unfinished(settings)
+        orchestrator = build_orchestrator(settings, self.queue, self.registry, self._clock, drive=self._drive)
+        await orchestrator.open()
+        self.orchestrator = orchestrator
+        self._stack.push_async_callback(orchestrator.close)
+        if embedded and self._drive:
+            path = socket_path(settings.state_path)
+            self.control = ControlServer(orchestrator, self.queue, _load_entry)
+            await self.control.open(path)
+            self._stack.push_async_callback(self.control.close)
+            cast(Any, orchestrator).lock.announce(str(path))
+
+    async def drain(self, grace: float | None = None) -> None:
+        """Take no new work, let running tasks finish within `grace` seconds (each pool's own by default), hand the rest back."""
+        busy = any(pool.busy for pool in self.pools)
+        await asyncio.gather(*(pool.stop(grace) for pool in self.pools))
+        if busy and self.orchestrator is not None:
+            # What the last attempts came to is on the queue; a memory queue takes it along when it goes, so let it be recorded.
+            await asyncio.sleep(0.1)
+
+    async def close(self, grace: float = 0.0) -> None:
+        """Let go of everything, in the reverse order of opening."""
+        if self.pools:
+            await self.drain(grace)
+        await self._stack.aclose()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what runs here, as JSON."""
+        settings = self.settings
+        state = str(settings.state_path) if self._orchestrate and settings.orchestrator.backend == "embedded" else ""
+        return {
+            "pid": os.getpid(),
+            "orchestrator": settings.orchestrator.backend if self._orchestrate else "",
+            "state": state,
+            "queue": settings.queue.backend,
+            "pools": ", ".join(pool.name for pool in self.pools),
+        }
+
+
+class Pool:
+    """The workers of one pool in this process: one, and for "*" one more for each set of queues that turns up later."""
+
+    def __init__(self, name: str, wanted: WorkerSettings, system: System) -> None:
+        self.name = name
+        self._wanted = wanted
+        self._system = system
+        self._workers: list[tuple[Any, asyncio.Task[None]]] = []
+        self._served: set[str] = set()
+        self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def busy(self) -> int:
+        """Attempts under way."""
+        return sum(worker.busy for worker, _ in self._workers)
+
+    def open(self) -> None:
+        """Begin to work."""
+        fixed = {queue for queue in self._wanted.queues if queue != "*"}
+        if "*" not in self._wanted.queues:
+            self._serve(fixed)
+            return
+        self._serve(fixed | {"default"} | self._named())
+        self._looking = asyncio.create_task(self._look_for_queues(), name=f"ziggurat-pool-{self.name}")
+
+    def _named(self) -> set[str]:
+        return {task.options_.queue for task in self._system.registry.tasks()}
+
+    async def _look_for_queues(self) -> None:
+        """Serve queues that nobody named when the pool opened: of modules loaded since, or of `options(queue=...)`."""
+        while True:
+            await asyncio.sleep(_NEW_QUEUES_EVERY)
+            try:
+                waiting = {queue for queue, depth in (await self._system.queue.depth()).items() if depth.ready}
+            except Exception:
+                log.exception("The pool %s could not look for new queues", self.name)
+                continue
+            if new := (waiting | self._named()) - self._served:
+                self._serve(new)
+
+    def _serve(self, queues: set[str]) -> None:
+        from ziggurat.workers.options import WorkerOptions
+        from ziggurat.workers.worker import Worker
+
+        wanted, settings = self._wanted, self._system.settings
+        self._served |= queues
+        ceiling = wanted.memory_ceiling or 0
+        options = WorkerOptions(
+            queues=tuple(sorted(queues)),
+            region=wanted.region,
+            concurrency=wanted.concurrency,
+            grace=wanted.grace,
+            process_memory=ceiling,
+            # A process that also orchestrates cannot be recycled for its memory.
+            memory_ceiling=0 if self._system.orchestrator is not None else ceiling,
+        )
+        worker = Worker(self._system.queue, self._system.registry, options=options, bootstrap=child_bootstrap(settings))
+        task = asyncio.create_task(worker.run(), name=f"ziggurat-worker-{self.name}")
+        self._workers.append((worker, task))
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Drain within `grace` seconds, the pool's own by default."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+            self._looking = None
+        workers, self._workers = self._workers, []
+        for worker, _ in workers:
+            worker.stop(grace)
+        for ended in await asyncio.gather(*(task for _, task in workers), return_exceptions=True):
+            if isinstance(ended, Exception):
+                log.error("A worker of the pool %s failed", self.name, exc_info=ended)
+
+
+async def _forget_models(models: Any) -> None:
+    use_models(None)
+    await models.close()
+
+
+def make_importable(folder: Path | str) -> None:
+    """Make modules in a folder importable."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _load_entry(entry: str, folder: str) -> None:
+    """Import the module of a workflow that another process of this user asks for. Raises ConfigurationError."""
+    module = entry.partition(":")[0]
+    if module == "__main__":
+        raise ConfigurationError(
+            f"The workflow {entry.partition(':')[2]!r} is defined in a script, and another process runs the system, which cannot import "
+            "a script; put the workflow into a module."
+        )
+    make_importable(folder)
+    import_module(module)
+
+
+def load_unfinished(settings: Settings) -> None:
+    """Import the modules of runs that are not over, as far as they can be: a run whose code is missing would be parked."""
+    from ziggurat.orchestrator.embedded.observer import unfinished_entries
+
+    for module in sorted({entry.partition(":")[0] for entry in unfinished_entries(settings.state_path)}):
+        if module not in sys.modules:
+            try:
+                import_module(module)
+            except ConfigurationError as error:
+                log.warning("Runs of the module %r cannot go on here: %s", module, error)

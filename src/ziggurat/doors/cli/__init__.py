@@ -1,0 +1,87 @@
+"""The command line: `ziggurat`.
+
+One small module holds each group of commands; this one puts them together and turns every failure into one line and an exit code:
+0 done, 1 the run failed, 2 usage or configuration, 3 a layer is unreachable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from ziggurat.doors.cli import batch, deadletters, doctor, init, models, run, runs, serve, verbs
+from ziggurat.doors.cli.common import INTERRUPTED, answer, report, say
+
+app = typer.Typer(
+    name="ziggurat",
+    help="Run AI agent workflows durably, from one process to a cluster.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from ziggurat import __version__
+
+        answer(f"ziggurat {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+for _name, _command in (
+    ("init", init.init),
+    ("run", run.run),
+    ("watch", run.watch),
+    ("batch", batch.batch),
+    ("start", run.start),
+    ("list", runs.list_runs),
+    ("show", runs.show),
+    ("history", runs.history),
+    ("signal", verbs.signal),
+    ("cancel", verbs.cancel),
+    ("pause", verbs.pause),
+    ("resume", verbs.resume),
+    ("retry", verbs.retry),
+    ("fork", verbs.fork),
+    ("purge", verbs.purge),
+    ("serve", serve.serve),
+    ("worker", serve.worker),
+    ("doctor", doctor.doctor),
+):
+    app.command(_name)(_command)
+app.add_typer(deadletters.app, name="deadletters")
+app.add_typer(models.app, name="models")
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit with its code."""
+    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run a command and return its exit code; every failure has been reported by then."""
+    try:
+        code = app(arguments, standalone_mode=False, prog_name="ziggurat")
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        say("Interrupted.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output is gone, as in `ziggurat list | head`; nothing is left to tell it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, SystemExit) as error:
+        return report(error, as_json="--json" in arguments)
+    return code if isinstance(code, int) else 0
