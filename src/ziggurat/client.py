@@ -169,7 +169,7 @@ class Client:
             return cast(Workflow[..., Any], self.attachment.load_workflow(workflow))
         if not isinstance(workflow, Workflow):
             raise InvalidData(f"{workflow!r} is not a workflow; put @workflow on the async function.")
-        self.attachment.registry.add(workflow)
+        self.attachment.know(workflow)
         return workflow
 
     # -- runs that there are --------------------------------------------------------------------------------------

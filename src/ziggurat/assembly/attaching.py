@@ -52,8 +52,15 @@ class Attachment:
 
     def load_workflow(self, reference: str) -> Any:
         """Return the workflow that "module:workflow", "file.py:workflow" or a name means. Raises ConfigurationError."""
-        registry = self.registry
-        return load_workflow(reference, registry)
+        found = load_workflow(reference, self.registry)
+        self.know(found)
+        return found
+
+    def know(self, workflow: Any) -> None:
+        """Prefer this workflow for its name, and serve the queues of the tasks that came with it."""
+        self.registry.add(workflow)
+        if self.system is not None:
+            self.system.serve_named_queues()
 
     async def close(self, grace: float = 2.0) -> None:
         """Let go. A hosted system gets `grace` seconds for attempts under way, which were paid for."""

@@ -127,10 +127,19 @@ class System:
         self._stack.push_async_callback(orchestrator.close)
         if embedded and self._drive:
             path = socket_path(settings.state_path)
-            self.control = ControlServer(orchestrator, self.queue, _load_entry)
+            self.control = ControlServer(orchestrator, self.queue, self._load_entry)
             await self.control.open(path)
             self._stack.push_async_callback(self.control.close)
             cast(Any, orchestrator).lock.announce(str(path))
+
+    def _load_entry(self, entry: str, folder: str) -> None:
+        load_entry(entry, folder)
+        self.serve_named_queues()
+
+    def serve_named_queues(self) -> None:
+        """Let pools with "*" serve the queues of tasks that were defined since the system opened."""
+        for pool in self.pools:
+            pool.serve_named()
 
     async def drain(self, grace: float | None = None) -> None:
         """Take no new work, let running tasks finish within `grace` seconds (each pool's own by default), hand the rest back."""
@@ -168,6 +177,8 @@ class Pool:
         self._system = system
         self._workers: list[tuple[Any, asyncio.Task[None]]] = []
         self._served: set[str] = set()
+        #: True for a pool with "*".
+        self._open_ended = False
         self._looking: asyncio.Task[None] | None = None
 
     @property
@@ -182,7 +193,13 @@ class Pool:
             self._serve(fixed)
             return
         self._serve(fixed | {"default"} | self._named())
+        self._open_ended = True
         self._looking = asyncio.create_task(self._look_for_queues(), name=f"ziggurat-pool-{self.name}")
+
+    def serve_named(self) -> None:
+        """Serve the queues that tasks name and nobody serves yet."""
+        if self._open_ended and (new := self._named() - self._served):
+            self._serve(new)
 
     def _named(self) -> set[str]:
         return {task.options_.queue for task in self._system.registry.tasks()}
@@ -244,7 +261,7 @@ def make_importable(folder: Path | str) -> None:
         sys.path.insert(0, str(folder))
 
 
-def _load_entry(entry: str, folder: str) -> None:
+def load_entry(entry: str, folder: str) -> None:
     """Import the module of a workflow that another process of this user asks for. Raises ConfigurationError."""
     module = entry.partition(":")[0]
     if module == "__main__":

@@ -91,7 +91,7 @@ class Reply(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """An answer, or one item of a stream."""
 
     id: int
-    value: Raw | None = None
+    value: MaybeRaw = None
     failure: Failure | None = None
     #: True for an item of a stream that goes on.
     more: bool = False
