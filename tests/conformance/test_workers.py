@@ -10,10 +10,7 @@ from ziggurat.clock import SystemClock
 from ziggurat.queues.backends.memory import MemoryQueue
 from ziggurat.queues.interface import Queue, QueueOptions
 from ziggurat.testing.clock import FakeClock
-
-pytest.register_assert_rewrite("ziggurat.testing.worker_suite", "ziggurat.testing.worker_harness")
-
-from ziggurat.testing.worker_suite import WorkerSuite  # noqa: E402
+from ziggurat.testing.worker_suite import WorkerSuite
 
 
 class TestWorkerOverMemory(WorkerSuite):

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from ziggurat.errors import ConfigurationError
+from ziggurat.errors import ConfigurationError, DefinitionError
 from ziggurat.program.context import TaskInfo
 from ziggurat.records import CallRecord, ErrorInfo, MaybeRaw, Outcome
 from ziggurat.workers.attempt import Attempt
@@ -169,8 +169,13 @@ class ChildPool:
         """Run one attempt in a child and return its outcome; a cancellation ends the child.
 
         `begin` is called once a child is ready, so that a cold start is not charged to the attempt's time. Raises ConfigurationError if
-        no child can be made ready.
+        no child can be made ready, DefinitionError if no child could find the task.
         """
+        if "<locals>" in task.fn.__qualname__:
+            raise DefinitionError(
+                f"The task {task.name!r} is defined inside a function, where a child process cannot find it; a process=True task stands at "
+                "the top of its module."
+            )
         child = await self._take()
         try:
             begin()

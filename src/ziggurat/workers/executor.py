@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from ziggurat.clock import Clock
-from ziggurat.errors import PayloadTooLarge, UnknownName
+from ziggurat.errors import DefinitionError, PayloadTooLarge, UnknownName
 from ziggurat.program.context import attempting
 from ziggurat.program.options import Retry
 from ziggurat.program.registry import Registry
@@ -205,7 +205,7 @@ class Executor:
         except BaseException as error:
             if _thrown_away(attempt, error):
                 raise
-            self._end_failed(attempt, prepared, error)
+            self._end_failed(attempt, prepared, error, retryable=not isinstance(error, DefinitionError))
         else:
             self._end(attempt, outcome)
         self._leave("process")

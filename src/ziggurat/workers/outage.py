@@ -15,31 +15,39 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 
 
 class Outage:
-    """Shared by all of a worker's loops, which meet the same outage each in its own call."""
+    """Shared by all of a worker's loops. It is over once every verb that failed works again.
+
+    One verb's success says nothing of another: a long poll that began before the outage still returns, and a server may allow reads
+    while it refuses writes.
+    """
 
     def __init__(self, worker: str) -> None:
         self._worker = worker
         self._pause = FIRST_PAUSE
+        self._failing: set[str] = set()
         #: Loop time at which the outage began; 0 while there is none.
         self.since = 0.0
         #: What is wrong, as a sentence; empty while nothing is.
         self.sentence = ""
 
-    async def wait(self, error: Exception) -> None:
+    async def failed(self, verb: str, error: Exception) -> None:
         """Note a failed call and wait before the next one."""
+        self._failing.add(verb)
         expected = isinstance(error, QueueUnavailable)
         self.sentence = str(error) if expected else f"The queue failed unexpectedly: {type(error).__name__}: {error}"
         if not self.since:
             self.since = asyncio.get_running_loop().time()
+            self._pause = FIRST_PAUSE
             trace = None if expected else error
             logger.warning("The worker %s cannot use its queue and keeps trying: %s", self._worker, self.sentence, exc_info=trace)
         pause = self._pause * random.uniform(0.75, 1.25)
         self._pause = min(self._pause * 2, LONGEST_PAUSE)
         await asyncio.sleep(pause)
 
-    def over(self) -> None:
-        """Note that a call succeeded."""
-        if self.since:
+    def worked(self, verb: str) -> None:
+        """Note a call that the queue answered."""
+        self._failing.discard(verb)
+        if self.since and not self._failing:
             lasted = asyncio.get_running_loop().time() - self.since
             logger.warning("The worker %s can use its queue again, after %.1f s.", self._worker, lasted)
-        self.since, self.sentence, self._pause = 0.0, "", FIRST_PAUSE
+            self.since, self.sentence = 0.0, ""

@@ -16,7 +16,6 @@ import logging
 import os
 import socket
 import uuid
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -25,7 +24,7 @@ from ziggurat.errors import ConfigurationError, QueueUnavailable
 from ziggurat.program.failures import describe
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue
-from ziggurat.records import Delivery, ErrorInfo, Outcome, Progress
+from ziggurat.records import Delivery, ErrorInfo, Outcome
 from ziggurat.workers.attempt import Attempt
 from ziggurat.workers.children import Bootstrap, ChildPool
 from ziggurat.workers.executor import Executor, Limits
@@ -33,15 +32,12 @@ from ziggurat.workers.leases import LeaseKeeper, LeaseThread
 from ziggurat.workers.memory import resident_bytes
 from ziggurat.workers.options import Tally, WorkerOptions
 from ziggurat.workers.outage import Outage
+from ziggurat.workers.progress import Publisher
 
 logger = logging.getLogger("ziggurat.workers")
 
 T = TypeVar("T")
 
-#: Progress that waits to be published, at most; the oldest is dropped first.
-PROGRESS_KEPT = 10_000
-#: Seconds for which progress is gathered into one batch.
-PROGRESS_WAIT = 0.02
 #: Seconds between two looks at the memory that the process uses.
 MEMORY_INTERVAL = 5.0
 #: Cancellations of messages that have not arrived here yet, remembered at most.
@@ -74,8 +70,7 @@ class Worker:
         self.tally = Tally()
         self._queue = queue
         self._clock = clock or SystemClock()
-        self._progress: deque[Progress] = deque(maxlen=PROGRESS_KEPT)
-        self._progress_waits = asyncio.Event()
+        self._progress = Publisher(queue)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._executor = self._make_executor(registry, bootstrap)
         #: Everything leased to this worker that is not settled yet, by message id.
@@ -108,7 +103,7 @@ class Worker:
             cleanup=options.cleanup,
             largest_result=self._queue.capabilities.largest_message,
         )
-        return Executor(registry, self.name, limits, self._clock, self._show, children)
+        return Executor(registry, self.name, limits, self._clock, self._progress.show, children)
 
     # -- what others ask -----------------------------------------------------------------------------------------
 
@@ -159,10 +154,15 @@ class Worker:
             self._executor.stop(attempt, "drain", "The worker is ending.")
             raise
         finally:
-            await self._publish_progress()
+            await self._progress.flush()
         assert outcome is not None  # Only "lost" and "drain" have none, and nobody can ask for those here.
         self._count(outcome)
         return outcome
+
+    async def close(self) -> None:
+        """Publish the last progress and end child processes and threads. `run` does so itself; a host of `handle` must."""
+        await self._progress.flush()
+        await self._executor.close()
 
     # -- the loops -----------------------------------------------------------------------------------------------
 
@@ -170,7 +170,7 @@ class Worker:
         """Work until `stop`. Cancelling it drains without grace. The queue stays open."""
         self._loop = asyncio.get_running_loop()
         self.polled_at = self._clock.monotonic()
-        loops = [self._settle_loop(), self._cancel_loop(), self._publish_loop()]
+        loops = [self._settle_loop(), self._cancel_loop(), self._progress.run()]
         if self.options.memory_ceiling:
             loops.append(self._memory_loop())
         if self._lease_thread is None:
@@ -191,8 +191,7 @@ class Worker:
             await asyncio.wait(tasks)
             if self._lease_thread is not None:
                 self._lease_thread.stop()
-            await self._publish_progress()
-            await self._executor.close()
+            await self.close()
 
     async def _receive_until_stopped(self, others: Sequence[asyncio.Task[None]]) -> None:
         """Take work until `stop`, or until a loop ends, which is a bug: better to die of it than to live on deaf."""
@@ -224,6 +223,7 @@ class Worker:
                 self.polled_at = max(self.polled_at, self._heard_at)
                 continue
             received = await self._call(
+                "receive",
                 lambda free=free: self._queue.receive(  # type: ignore[misc]
                     options.queues, free, worker=self.name, wait=options.poll, region=options.region
                 ),
@@ -283,7 +283,7 @@ class Worker:
             await self._work_done.wait()
             self._work_done.clear()
             if self._progress and self._finished:
-                await self._publish_progress()  # What an attempt said comes before what it came to.
+                await self._progress.flush()  # What an attempt said comes before what it came to.
             if self._finished:
                 finished, self._finished = self._finished, []
                 await self._settle(finished)
@@ -295,7 +295,7 @@ class Worker:
         """Settle outcomes, retrying until the queue takes or fences them."""
         try:
             settled = [(attempt.delivery, outcome) for attempt, outcome in finished]
-            fenced = await self._call(lambda: self._queue.settle(settled))
+            fenced = await self._call("settle", lambda: self._queue.settle(settled))
         except Exception as error:
             await self._settle_singly(finished, error)
             return
@@ -335,7 +335,7 @@ class Worker:
             groups.setdefault((delay, reason), []).append(delivery)
         for (delay, reason), deliveries in groups.items():
             try:
-                await self._call(lambda d=deliveries, s=delay, r=reason: self._queue.release(d, delay=s, reason=r))  # type: ignore[misc]
+                await self._call("release", lambda d=deliveries, s=delay, r=reason: self._queue.release(d, delay=s, reason=r))  # type: ignore[misc]
             except Exception:
                 logger.exception("%d messages could not be handed back; they return when their leases run out.", len(deliveries))
             self.tally.released += len(deliveries)
@@ -373,7 +373,9 @@ class Worker:
 
     async def _cancel_loop(self) -> None:
         while True:
-            cancelled = await self._call(lambda: self._queue.cancellations(self.name, self.options.poll), insist=True)
+            cancelled = await self._call(
+                "cancellations", lambda: self._queue.cancellations(self.name, self.options.poll), insist=True
+            )
             self._heard_at = self._clock.monotonic()
             for id_ in cancelled:
                 attempt = self._held.get(id_)
@@ -387,35 +389,6 @@ class Worker:
 
     def _cancel(self, attempt: Attempt) -> None:
         self._executor.stop(attempt, "cancel", f"The task {attempt.message.task!r} was cancelled.")
-
-    # -- progress ------------------------------------------------------------------------------------------------
-
-    def _show(self, progress: Progress) -> None:
-        """Take progress to publish. Called from any thread."""
-        self._progress.append(progress)
-        if not self._progress_waits.is_set() and self._loop is not None:
-            try:
-                self._loop.call_soon_threadsafe(self._progress_waits.set)
-            except RuntimeError:
-                pass  # The loop has ended, and with it all who watched.
-
-    async def _publish_loop(self) -> None:
-        while True:
-            await self._progress_waits.wait()
-            await asyncio.sleep(PROGRESS_WAIT)
-            self._progress_waits.clear()
-            await self._publish_progress()
-
-    async def _publish_progress(self) -> None:
-        """Publish what there is, once: progress may be lost, and must not hold up work."""
-        while self._progress:
-            batch = [self._progress.popleft() for _ in range(min(1000, len(self._progress)))]
-            try:
-                await self._queue.publish(batch)
-            except QueueUnavailable:
-                return
-            except Exception:
-                logger.exception("Progress could not be published; %d records are dropped.", len(batch))
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
@@ -460,19 +433,20 @@ class Worker:
             self.recycle = True
             self.stop()
 
-    async def _call(self, verb: Callable[[], Awaitable[T]], *, insist: bool = False) -> T:
+    async def _call(self, name: str, verb: Callable[[], Awaitable[T]], *, insist: bool = False) -> T:
         """Call the queue, and while it is unavailable again and again; the outage is logged once. To insist is to treat every error so."""
         while True:
             try:
                 answer = await verb()
             except Exception as error:
-                if not insist and not isinstance(error, QueueUnavailable):
-                    raise
-                await self._outage.wait(error)
-            else:
-                if self._outage.since:
-                    self._outage.over()
-                return answer
+                if insist or isinstance(error, QueueUnavailable):
+                    await self._outage.failed(name, error)
+                    continue
+                self._outage.worked(name)
+                raise
+            if self._outage.since:
+                self._outage.worked(name)
+            return answer
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
