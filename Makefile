@@ -79,7 +79,7 @@ architecture: install ## Imports look down, no cycles, no long files, no dead fi
 tests: install ## Unit, conformance, integration and end-to-end tests.
 	$(call stage,tests)
 	@$(PYTEST) -q tests -n $(JOBS) --dist loadfile -m "not chaos and not slow and not network" \
-	  --ignore=tests/test_architecture.py --ignore=tests/test_docs.py --junit-xml=$(JUNIT)/tests.xml
+	  --ignore=tests/test_architecture.py --ignore=tests/test_docs.py -n $(JOBS) --junit-xml=$(JUNIT)/tests.xml
 
 chaos: install ## Tests that kill processes and inject faults, one at a time.
 	$(call stage,chaos)
@@ -91,7 +91,7 @@ docs: install ## Build the documentation site into build/site.
 
 docs-test: install ## Run every snippet of README.md and docs/.
 	$(call stage,docs snippets)
-	@$(PYTEST) -q tests/test_docs.py --junit-xml=$(JUNIT)/docs.xml
+	@$(PYTEST) -q tests/test_docs.py -n $(JOBS) --junit-xml=$(JUNIT)/docs.xml
 
 reference: install ## Write the generated parts of docs/reference from the code.
 	@$(BIN)/python -m scripts.reference

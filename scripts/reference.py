@@ -60,20 +60,39 @@ def public_names() -> str:
 
 
 def _section(name: str, thing: object) -> str:
-    kind = "class " if inspect.isclass(thing) else "async def " if inspect.iscoroutinefunction(thing) else ""
-    documented = inspect.getdoc(thing) or ""
-    return f"### {name}\n\n```text\n{kind}{name}{_signature(thing)}\n```\n\n{_markdown(documented)}"
+    parts = [f"### {name}", f"```text\n{_declared(name, thing)}\n```", _markdown(inspect.getdoc(thing) or "")]
+    if isinstance(thing, type) and not issubclass(thing, BaseException):
+        methods = [(n, _callable(m)) for n, m in vars(thing).items() if not n.startswith("_")]
+        rows = [f"- `{_declared(n, m)}`: {_one_line(m)}" for n, m in methods if callable(m) and inspect.getdoc(m)]
+        parts += ["**Methods**", "\n".join(rows)] if rows else []
+    return "\n\n".join(parts)
+
+
+def _callable(attribute: object) -> object:
+    """The function behind a class method or a static method; anything else as it is."""
+    return attribute.__func__ if isinstance(attribute, classmethod | staticmethod) else attribute
+
+
+def _declared(name: str, thing: object) -> str:
+    """How the thing is declared: its kind, its name and its parameters, or an error's bases."""
+    if isinstance(thing, type) and issubclass(thing, BaseException):
+        return f"class {name}({', '.join(base.__name__ for base in thing.__bases__)})"
+    is_async = inspect.iscoroutinefunction(thing) or inspect.isasyncgenfunction(thing)
+    kind = "class " if isinstance(thing, type) else "async def " if is_async else "def " if inspect.isfunction(thing) else ""
+    return f"{kind}{name}{_signature(thing)}"
 
 
 def _signature(thing: object) -> str:
-    if isinstance(thing, type) and issubclass(thing, BaseException):
-        return ""  # Errors are raised by Ziggurat and caught by name.
     if not callable(thing):
         return ""
     try:
         text = str(inspect.signature(thing))
     except (TypeError, ValueError):
         return ""
+    if isinstance(thing, type):
+        text = text.removesuffix(" -> 'None'").removesuffix(" -> None")
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)  # Annotations are kept as text.
+    text = re.sub(r"\((?:self|cls)(?:, )?", "(", text, count=1)
     # Defaults that are objects print an address, which differs from process to process.
     return re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "…", text)
 
@@ -97,6 +116,7 @@ def _markdown(docstring: str) -> str:
 
 
 def _one_line(thing: object) -> str:
+    """The first paragraph of the docstring on one line."""
     paragraph = (inspect.getdoc(thing) or "").partition("\n\n")[0]
     return " ".join(paragraph.split()).replace("|", "\\|")
 
@@ -111,12 +131,16 @@ def command_line() -> str:
 
 
 def _describe(path: str, command: Any, sections: list[str]) -> None:
-    """Add the command's section, or the sections of a group's commands, in the order in which they are registered."""
-    if hasattr(command, "commands"):
-        for name, child in command.commands.items():
-            if not child.hidden:
-                _describe(f"{path} {name}", child, sections)
-        return
+    """Add the command's own section, unless it is a group that only holds others, then those of the commands below it."""
+    children = getattr(command, "commands", {})
+    if not children or (command.invoke_without_command and path != "ziggurat"):
+        sections.append(_command_section(path, command))
+    for name, child in children.items():
+        if not child.hidden:
+            _describe(f"{path} {name}", child, sections)
+
+
+def _command_section(path: str, command: Any) -> str:
     shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
     arguments = [parameter for parameter in shown if parameter.param_type_name == "argument"]
     words = [a.metavar or a.name.upper() for a in arguments]
@@ -125,7 +149,7 @@ def _describe(path: str, command: Any, sections: list[str]) -> None:
     if shown:
         lines += ["| Argument or option | Default | Meaning |", "|---|---|---|"]
         lines += [_row(parameter) for parameter in shown]
-    sections.append("\n".join(lines))
+    return "\n".join(lines)
 
 
 def _row(parameter: Any) -> str:
