@@ -11,6 +11,9 @@ from typing import Any, NoReturn
 import pytest
 from hypothesis import HealthCheck, settings
 
+# The suites are library code; without this their asserts would not say what they compared. It must come before their first import.
+pytest.register_assert_rewrite("ziggurat.testing")
+
 #: Variables of the person who runs the tests. A test that passes only with them, or spends their money, is wrong.
 SCRUBBED_PREFIXES = ("ZIGGURAT_", "OPENAI_", "GMI_", "ANTHROPIC_", "AWS_", "GOOGLE_", "OTEL_", "REDIS_", "TEMPORAL_")
 #: Certificate bundles are facts of the machine, not of the person.

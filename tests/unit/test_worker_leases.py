@@ -148,3 +148,33 @@ async def test_details_that_could_not_be_sent_are_sent_next_time() -> None:
     await keeper.renew(queue, everything=False)
     await keeper.renew(queue, everything=False)
     assert connection.renewed == [(attempt.message.id, b"7")]
+
+
+@task(name="suite.compute")
+async def compute(name: str, seconds: float) -> str:
+    """Compute on the event loop, which stands still meanwhile."""
+    gates[f"{name}.in"].set()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    return name
+
+
+async def test_a_loop_that_stood_still_past_a_lease_in_one_process_has_lost_nothing() -> None:
+    queue = MemoryQueue(QueueOptions(lease=0.05))
+    await queue.open()
+    worker = Worker(queue, Registry(), options=WorkerOptions(poll=0.05))
+    running = asyncio.create_task(worker.run())
+    # The first attempt yields while the second computes, so that both hold a lease that nobody can renew.
+    await queue.send([order("hold", name="standing"), order("compute", name="computed", seconds=1.5)])
+    found = await queue.outcomes(1, 30.0)
+    gates["standing.out"].set()
+    found += await queue.outcomes(1, 30.0)
+    assert [(outcome.status, bytes(outcome.result or b"")) for outcome in found] == [
+        ("completed", b'"computed"'),
+        ("completed", b'"standing"'),
+    ]
+    assert (worker.tally.started, worker.tally.lost) == (2, 0)
+    worker.stop(0.0)
+    await running
+    await queue.close()

@@ -19,6 +19,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import ConfigurationError, QueueUnavailable
 from ziggurat.program.failures import describe
@@ -66,6 +68,8 @@ class Worker:
         bootstrap: Bootstrap | None = None,
     ) -> None:
         self.options = options or WorkerOptions()
+        #: What it receives from; a host may widen it, and the next call of the queue heeds that.
+        self.queues: tuple[str, ...] = self.options.queues
         self.name = self.options.name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
         self.tally = Tally()
         self._queue = queue
@@ -94,8 +98,8 @@ class Worker:
 
     def _make_executor(self, registry: Registry, bootstrap: Bootstrap | None) -> Executor:
         options = self.options
-        if bootstrap is None:
-            bootstrap = Bootstrap(modules=registry.modules, memory_limit=options.process_memory)
+        bootstrap = bootstrap or Bootstrap(modules=registry.modules)
+        bootstrap = replace(bootstrap, memory_limit=bootstrap.memory_limit or options.process_memory)
         children = ChildPool(bootstrap, tasks_each=options.tasks_per_process)
         limits = Limits(
             threads=options.threads or options.concurrency,
@@ -225,7 +229,7 @@ class Worker:
             received = await self._call(
                 "receive",
                 lambda free=free: self._queue.receive(  # type: ignore[misc]
-                    options.queues, free, worker=self.name, wait=options.poll, region=options.region
+                    self.queues, free, worker=self.name, wait=options.poll, region=options.region
                 ),
                 insist=True,
             )

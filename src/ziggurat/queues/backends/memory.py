@@ -37,6 +37,8 @@ from ziggurat.records import DeadLetter, Delivery, Depth, Message, Outcome, Prog
 
 #: Progress that nobody fetched is kept up to this many records; the oldest are dropped first.
 PROGRESS_KEPT = 10_000
+#: A timer late by more than so many seconds shows that the event loop stood still.
+STOOD_STILL = 0.5
 
 
 class _Dead(Struct, gc=False, frozen=True):
@@ -399,10 +401,11 @@ class MemoryQueue(Queue):
         self._timer = asyncio.get_running_loop().call_later(max(0.0, due - self._monotonic()), self._fired)
 
     def _fired(self) -> None:
-        self._timer = None
+        fired = self._timer
         self._moved()
-        if self._timer is None and self._due < NEVER:
+        if self._timer is fired:
             # The loop's clock ran ahead of ours by its resolution, or a test holds ours: come back.
+            self._timer = None
             due, self._due = self._due, NEVER
             self._arm(due)
 
@@ -415,6 +418,11 @@ class MemoryQueue(Queue):
     def _sweep(self, now: float) -> None:
         """Do what is due: end leases, ready delayed messages, let rates go on, offer outcomes again. Then set the timer anew."""
         if self._timer is not None:
+            if asyncio.get_running_loop().time() - self._timer.when() > STOOD_STILL:
+                # A task had the event loop to itself, so no worker could renew a lease. The workers of this process live as long as it
+                # does: to end their leases now would run their tasks twice, and bury those that compute for long.
+                for entry in self._leased.values():
+                    entry.until = now + self._lease
             self._timer.cancel()
         self._timer, self._due = None, NEVER
         leases = self._sweep_leases(now)
