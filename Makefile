@@ -65,7 +65,7 @@ test-long: install ## The slow tests and long fuzzing as well (an hour or more).
 
 lint: install ## Style: ruff check and ruff format --check.
 	$(call stage,lint)
-	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff check --quiet --output-format concise .
 	@$(BIN)/ruff format --quiet --check .
 
 types: install ## mypy, strict.
