@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -25,8 +25,8 @@ NETWORK_VARIABLE = "ZIGGURAT_ALLOW_MODEL_REQUESTS"
 #: How an answer is held to a schema, from the strongest to the weakest: the endpoint's own decoder; a tool that must be called; JSON
 #: of any shape, with the schema in the prompt; the prompt alone.
 Structured = Literal["json_schema", "tool", "json_object", "prompt"]
-#: How tools are offered: in the endpoint's own way, by a schema that an answer or a call must fit, or not at all.
-ToolSupport = Literal["native", "schema", "none"]
+#: How tools are offered: in the endpoint's own way, or by a schema that fits either a call or an answer.
+ToolSupport = Literal["native", "schema"]
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
@@ -99,8 +99,8 @@ class EndpointConfig(Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         # Headers may carry secrets too, so only their names are shown.
-        key = "***" if self.api_key else ""
-        return f"EndpointConfig(name={self.name!r}, kind={self.kind!r}, base_url={self.base_url!r}, api_key={key!r}, headers={list(self.headers)!r})"
+        shown = {"name": self.name, "kind": self.kind, "base_url": self.base_url, "api_key": "***" if self.api_key else ""}
+        return f"EndpointConfig({shown!r}, headers={list(self.headers)!r})"
 
 
 class CapabilityOverrides(Struct, frozen=True, kw_only=True):
@@ -142,7 +142,7 @@ class Endpoint(ABC):
         """
 
     @abstractmethod
-    def stream(self, prompt: Prompt, upstream: str) -> AsyncIterator[Chunk]:
+    def stream(self, prompt: Prompt, upstream: str) -> AsyncGenerator[Chunk, None]:
         """Yield the answer as it is written; the last chunk has a finish reason, and a usage where the endpoint reports one.
 
         Closing the iterator closes the upstream call. A stream that ends early raises EndpointFailed. Raises as `complete`.
@@ -161,7 +161,8 @@ class Endpoint(ABC):
         return False
 
     async def close(self) -> None:
-        """Give back connections and memory. A later call opens them anew."""
+        """Give back connections and memory, if there are any. A later call opens them anew."""
+        return
 
 
 _network_allowed: list[bool] = []

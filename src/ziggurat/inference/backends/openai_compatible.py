@@ -1,0 +1,424 @@
+"""Endpoints that speak OpenAI's chat completions over HTTP: GMI Cloud, OpenAI, DeepSeek, OpenRouter, vLLM, SGLang, Ollama, and others.
+
+Built on aiohttp alone; `docs/decisions/http-client.md` has the measurements. One session for each event loop, made by the first call in
+it and closed with it. Time limits look at data events, not at bytes: a provider that sends keep-alives for minutes has not answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+import urllib.request
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, NoReturn
+from urllib.parse import urlsplit, urlunsplit
+from weakref import WeakKeyDictionary
+
+import aiohttp
+import msgspec
+
+from ziggurat.errors import EndpointFailed, EndpointUnreachable, ModelNotFound, OutputRefused, SettingsError
+from ziggurat.inference import capabilities as table
+from ziggurat.inference import wire
+from ziggurat.inference.failures import Failures
+from ziggurat.inference.interface import Capabilities, Endpoint, EndpointConfig, require_network
+from ziggurat.inference.sse import Events, EventTooLong
+from ziggurat.records import Chunk, Completion, Prompt
+
+#: The longest answer, streamed or not, and the longest error body that is read.
+ANSWER_BYTES_MAX = 64 * 1024 * 1024
+ERROR_BYTES_MAX = 256 * 1024
+#: Seconds for which an idle connection is kept. Shorter than the servers' usual 60 to 75, so that we rarely write into a closed one.
+KEEP_ALIVE = 30.0
+#: Seconds to wait for the end of a stream after its last event, so that its connection can be used again.
+LINGER = 0.5
+
+
+def create(config: EndpointConfig) -> Endpoint:
+    """Return an endpoint for a base URL.
+
+    Options: `session_header` names a header that carries the prompt's session, for routers that keep sessions on one replica; `proxy` is
+    a proxy's URL, taken from HTTPS_PROXY and NO_PROXY by default. Raises SettingsError.
+    """
+    return OpenAICompatible(config)
+
+
+class OpenAICompatible(Endpoint):
+    """One base URL."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        super().__init__(config)
+        parts = urlsplit(config.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise SettingsError(
+                f"The endpoint {config.name!r} has the base_url {config.base_url!r}; write a URL such as https://api.example.com/v1."
+            )
+        self._host = parts.hostname
+        self._base = config.base_url.rstrip("/")
+        self._url = self._base + "/chat/completions"
+        # A URL may carry a password or a key in its query, so errors show neither.
+        port = f":{parts.port}" if parts.port else ""
+        self._shown = urlunsplit((parts.scheme, parts.hostname + port, parts.path.rstrip("/"), "", ""))
+        self._headers = {"Content-Type": "application/json", "User-Agent": "ziggurat", "Accept-Encoding": "identity"}
+        if config.api_key and "authorization" not in {name.lower() for name in config.headers}:
+            self._headers["Authorization"] = f"Bearer {config.api_key}"
+        self._headers |= config.headers
+        secrets = (config.api_key, *config.headers.values(), parts.password or "")
+        self._failures = Failures(config.name, self._shown, secrets)
+        self._session_header = str(config.options.get("session_header", ""))
+        self._proxy = config.options.get("proxy") or _proxy_of(parts.scheme, parts.hostname)
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=config.timeouts.connect)
+        self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, _Session] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def capabilities(self, upstream: str) -> Capabilities:
+        return table.of(self._host, upstream)
+
+    async def complete(self, prompt: Prompt, upstream: str) -> Completion:
+        body = wire.request_body(prompt, upstream, stream=False)
+        seconds = self.config.timeouts.total if prompt.timeout is None else min(prompt.timeout, self.config.timeouts.total)
+        with self._translated(upstream, seconds):
+            async with asyncio.timeout(seconds), self._post(body, prompt, upstream) as response:
+                data = await self._read(response, upstream)
+                return self._completion(data, upstream)
+
+    async def stream(self, prompt: Prompt, upstream: str) -> AsyncGenerator[Chunk, None]:
+        body = wire.request_body(prompt, upstream, stream=True)
+        watch = _Watch(prompt, self.config)
+        try:
+            with self._translated(upstream, watch.until_first, watch):
+                # The headers may come with the first token, so waiting for them is part of waiting for it.
+                async with asyncio.timeout(watch.until_first):
+                    opened = self._post(body, prompt, upstream)
+                    response = await opened.__aenter__()
+                try:
+                    watch.start(response)
+                    async for chunk in self._chunks(response, upstream, watch):
+                        watch.pause()
+                        yield chunk
+                        watch.resume()
+                finally:
+                    # Closing an answer that was not read to its end closes the connection, and so the upstream call.
+                    watch.stop()
+                    await opened.__aexit__(None, None, None)
+        finally:
+            watch.stop()
+
+    async def models(self) -> list[str]:
+        seconds = self.config.timeouts.connect + 20.0
+        with self._translated("", seconds):
+            async with asyncio.timeout(seconds), self._request("GET", self._base + "/models", None, {}, "") as response:
+                data = await self._read(response, "")
+        try:
+            listed = msgspec.json.decode(data)
+            entries = listed["data"] if isinstance(listed, dict) else listed
+            return sorted(str(entry["id"]) for entry in entries)
+        except (msgspec.MsgspecError, KeyError, TypeError):
+            raise self._failures.make(EndpointFailed, "answered GET /models with something that is no list of models.") from None
+
+    async def check(self) -> str:
+        started = time.perf_counter()
+        try:
+            listed = f"lists {len(await self.models())} models"
+        except ModelNotFound:
+            listed = "does not list its models"
+        return f"{self._shown} answers in {(time.perf_counter() - started) * 1000:.0f} ms and {listed}."
+
+    async def close(self) -> None:
+        with self._lock:
+            sessions = list(self._sessions.items())
+            self._sessions.clear()
+        here = asyncio.get_running_loop()
+        for loop, session in sessions:
+            if loop is here:
+                await session.close()
+            elif loop.is_running():
+                asyncio.run_coroutine_threadsafe(session.close(), loop)
+
+    # -- HTTP --------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _post(self, body: bytes, prompt: Prompt, upstream: str) -> AsyncIterator[aiohttp.ClientResponse]:
+        more = {self._session_header: prompt.session} if self._session_header and prompt.session else {}
+        async with self._request("POST", self._url, body, more, upstream) as response:
+            yield response
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, url: str, body: bytes | None, more: dict[str, str], upstream: str
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request and yield its answer, if that is a 2xx. Raises the error that the answer means otherwise."""
+        require_network(self.name, self._shown)
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop) or await self._open(loop)
+        headers = self._headers | more if more else self._headers
+        async with session.http.request(
+            method, url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False, proxy=self._proxy
+        ) as response:
+            if not 200 <= response.status < 300:
+                error = await self._read(response, upstream, ERROR_BYTES_MAX, cut=True)
+                raise self._failures.of_status(response.status, response.headers, error, upstream, time.time())
+            yield response
+
+    async def _open(self, loop: asyncio.AbstractEventLoop) -> _Session:
+        session = _Session()
+        await session.open()
+        with self._lock:
+            known = self._sessions.setdefault(loop, session)
+        if known is not session:
+            await session.close()
+        return known
+
+    async def _read(
+        self, response: aiohttp.ClientResponse, upstream: str, most: int = ANSWER_BYTES_MAX, *, cut: bool = False
+    ) -> bytes:
+        """Return a body of bounded size; one that is longer is cut, or raises EndpointFailed."""
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in response.content.iter_any():
+            pieces.append(piece)
+            size += len(piece)
+            if size > most:
+                if cut:
+                    break
+                response.close()
+                raise self._failures.make(EndpointFailed, f"sent more than {most:,} bytes in one answer.", model=upstream)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _completion(self, data: bytes, upstream: str) -> Completion:
+        try:
+            return wire.decode_completion(data)
+        except wire.ErrorBody as error:
+            raise self._failures.of_error(error, upstream, time.time()) from None
+        except wire.Nonsense as error:
+            self._nonsense(data, error, upstream)
+
+    def _nonsense(self, data: bytes, error: Exception, upstream: str) -> NoReturn:
+        if data.lstrip()[:1] == b"<":
+            what = "sent an HTML page where JSON was due; check that base_url is that of the API, not of a website."
+        elif not data.strip():
+            what = "sent an empty answer."
+        else:
+            what = f"sent something that is no answer: {error}."
+        raise self._failures.make(EndpointFailed, what, model=upstream) from None
+
+    async def _chunks(self, response: aiohttp.ClientResponse, upstream: str, watch: _Watch) -> AsyncGenerator[Chunk, None]:
+        """Yield the chunks of a stream. Raises EndpointFailed if it ends before its finish."""
+        if response.content_type in ("application/json", "text/html"):
+            # Some servers do not know how to stream and answer in one piece.
+            async for chunk in self._as_stream(await self._read(response, upstream), upstream):
+                yield chunk
+            return
+        events, reading = Events(), _Reading()
+        async for data in response.content.iter_any():
+            reading.size += len(data)
+            if reading.size > ANSWER_BYTES_MAX:
+                raise self._failures.make(EndpointFailed, f"streamed more than {ANSWER_BYTES_MAX:,} bytes.", model=upstream)
+            try:
+                found = events.feed(data)
+            except EventTooLong as error:
+                raise self._failures.make(EndpointFailed, f"sent nonsense: {error}.", model=upstream) from None
+            if found:
+                watch.data()
+            for event in found:
+                if event == b"[DONE]":
+                    reading.done = True
+                    break
+                piece = self._event(event, reading, upstream)
+                if piece is not None:
+                    yield piece
+            if reading.done:
+                break
+        for event in () if reading.done else events.end():
+            piece = self._event(event, reading, upstream) if event != b"[DONE]" else None
+            if piece is not None:
+                yield piece
+        self._check_end(reading, upstream)
+        await self._drain(response, watch)
+
+    async def _drain(self, response: aiohttp.ClientResponse, watch: _Watch) -> None:
+        """Read what follows the end mark, which is nothing, so that the connection can be used again."""
+        watch.linger()
+        try:
+            while await response.content.readany():
+                pass
+        except aiohttp.ClientError:
+            return
+
+    def _event(self, event: bytes, reading: _Reading, upstream: str) -> Chunk | None:
+        try:
+            chunk, refusal = wire.decode_event(event)
+        except wire.ErrorBody as error:
+            failure = self._failures.of_error(error, upstream, time.time())
+            failure.sent = True
+            raise failure from None
+        except wire.Nonsense as error:
+            self._nonsense(event, error, upstream)
+        reading.refusal += refusal
+        if chunk is not None:
+            reading.pieces += 1
+            reading.finished = reading.finished or chunk.finish is not None
+        return chunk
+
+    def _check_end(self, reading: _Reading, upstream: str) -> None:
+        if reading.refusal:
+            raise OutputRefused(
+                f"The model {upstream!r} declined to answer: {reading.refusal[:300]}", endpoint=self.name, model=upstream
+            )
+        if not reading.finished and not (reading.done and reading.pieces):
+            what = f"cut the stream after {reading.pieces} pieces, before its end."
+            raise self._failures.make(EndpointFailed, what, model=upstream, sent=True)
+
+    async def _as_stream(self, data: bytes, upstream: str) -> AsyncGenerator[Chunk, None]:
+        whole = self._completion(data, upstream)
+        if whole.refusal:
+            raise OutputRefused(
+                f"The model {upstream!r} declined to answer: {whole.refusal[:300]}", endpoint=self.name, model=upstream
+            )
+        calls = [(number, c.id, c.name, c.arguments) for number, c in enumerate(whole.tool_calls)]
+        yield Chunk(text=whole.text, reasoning=whole.reasoning, tool_calls=calls)
+        yield Chunk(finish=whole.finish, usage=whole.usage if whole.usage.calls else None)
+
+    @contextmanager
+    def _translated(self, upstream: str, seconds: float, watch: _Watch | None = None) -> Iterator[None]:
+        """Turn what aiohttp raises in this block into errors of ours."""
+        say = self._failures.make
+        try:
+            yield
+        except aiohttp.ConnectionTimeoutError as error:
+            what = f"did not take a connection within {self.config.timeouts.connect:g} s."
+            raise say(EndpointUnreachable, what, model=upstream) from error
+        except aiohttp.ClientConnectorError as error:
+            what = f"cannot be reached: {_reason(error)}. Is it running, and is base_url right?"
+            raise say(EndpointUnreachable, what, model=upstream) from None
+        except aiohttp.InvalidURL as error:
+            raise SettingsError(f"The endpoint {self.name!r} has a base_url that is no URL: {self._shown}.") from error
+        except TimeoutError:
+            raise say(EndpointUnreachable, f"gave no answer within {seconds:g} s.", model=upstream, sent=True) from None
+        except aiohttp.ClientError as error:
+            if watch is not None and watch.expired:
+                raise say(EndpointUnreachable, f"{watch.expired}.", model=upstream, sent=True) from None
+            if isinstance(error, aiohttp.ClientPayloadError):
+                raise say(EndpointFailed, "cut its answer before the end.", model=upstream, sent=True) from None
+            if isinstance(error, aiohttp.ClientResponseError):
+                what = f"sent something that is no HTTP: {type(error).__name__}."
+                raise say(EndpointFailed, what, model=upstream, sent=True) from None
+            what = f"closed the connection without an answer ({type(error).__name__})."
+            raise say(EndpointUnreachable, what, model=upstream, sent=True) from None
+
+
+class _Reading:
+    """How far a stream has come."""
+
+    __slots__ = ("done", "finished", "pieces", "refusal", "size")
+
+    def __init__(self) -> None:
+        self.size = self.pieces = 0
+        self.refusal = ""
+        #: A finish reason came; the provider's end mark came.
+        self.finished = self.done = False
+
+
+class _Watch:
+    """Closes a stream that has gone silent. One timer that looks again, rather than one for every event: events are many."""
+
+    __slots__ = ("_first", "_idle", "_limit", "_loop", "_response", "_timer", "_total", "_what", "expired", "until_first")
+
+    def __init__(self, prompt: Prompt, config: EndpointConfig) -> None:
+        self._loop = asyncio.get_running_loop()
+        total = config.timeouts.total if prompt.timeout is None else min(prompt.timeout, config.timeouts.total)
+        now = self._loop.time()
+        self._idle = config.timeouts.idle
+        self._total = now + total
+        self._first = now + config.timeouts.first_token
+        #: Seconds from now to the latest moment of the first data.
+        self.until_first = min(config.timeouts.first_token, total)
+        self._limit, self._what = math.inf, ""
+        self._response: aiohttp.ClientResponse | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        #: What was waited for in vain, or "".
+        self.expired = ""
+
+    def start(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self._set(self._first, "sent no data, whatever keep-alives came, within the time for the first token")
+        self._arm()
+
+    def data(self) -> None:
+        """Take in that data came."""
+        self._set(self._loop.time() + self._idle, f"fell silent for {self._idle:g} s in the middle of its answer")
+
+    def pause(self) -> None:
+        """Do not count the reader's own time."""
+        self._limit = math.inf
+
+    def resume(self) -> None:
+        self.data()
+
+    def linger(self) -> None:
+        self._limit = self._loop.time() + LINGER
+        self._arm()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set(self, limit: float, what: str) -> None:
+        if limit <= self._total:
+            self._limit, self._what = limit, what
+        else:
+            self._limit, self._what = self._total, "did not end its answer within the time for the whole call"
+
+    def _arm(self) -> None:
+        self.stop()
+        # While the reader pauses there is no limit; the timer then looks again after an idle time.
+        self._timer = self._loop.call_at(min(self._limit, self._loop.time() + self._idle), self._look)
+
+    def _look(self) -> None:
+        if self._loop.time() < self._limit:
+            self._arm()
+        elif self._response is not None:
+            self.expired = self._what
+            self._response.close()
+
+
+class _Session:
+    """aiohttp's session for one event loop, closed by the loop's own end if nobody closes it before."""
+
+    __slots__ = ("_keeper", "http")
+
+    http: aiohttp.ClientSession
+
+    async def open(self) -> None:
+        # No limit on connections: the gate in front of the endpoint is the limit. No cookies: nobody asked for state.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE, ttl_dns_cache=60)
+        self.http = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        # A loop's runner closes the asynchronous generators that are open in it, so one that holds the session closes it too: a script
+        # that never says close() ends without a warning.
+        self._keeper = _keep(self.http)
+        await self._keeper.__anext__()
+
+    async def close(self) -> None:
+        await self._keeper.aclose()
+
+
+async def _keep(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await session.close()
+
+
+def _reason(error: aiohttp.ClientConnectorError) -> str:
+    """Return why there is no connection: the system's words, or those of TLS."""
+    cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", error)
+    return str(getattr(cause, "strerror", None) or cause).rstrip(".")
+
+
+def _proxy_of(scheme: str, host: str) -> Any:
+    """Return the proxy that the environment names for a host, or None. Asked once: aiohttp's trust_env would ask at every call."""
+    return None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme)

@@ -1,0 +1,158 @@
+"""One call on its way through its routes: what it has tried, how long it may still take, and what an error means for it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+
+from ziggurat.clock import Clock
+from ziggurat.errors import (
+    AuthenticationFailed,
+    ContextTooLong,
+    EndpointUnreachable,
+    InferenceError,
+    ModelNotFound,
+    RateLimited,
+    RequestRejected,
+)
+from ziggurat.inference.capabilities import weakened
+from ziggurat.inference.retrying import RetryOptions, backoff
+from ziggurat.inference.routes import Route, Standing, choose, misfit
+from ziggurat.inference.tokens import TokenEstimator
+from ziggurat.program.context import current_attempt
+from ziggurat.records import Prompt
+from ziggurat.units import human_seconds
+
+#: Look again at least this often while a breaker or a cool-down is waited for: another call's success ends it early.
+LOOK_AGAIN = 0.5
+
+
+class Call:
+    """The state of one call. Used by one coroutine."""
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        routes: list[Route],
+        tokens: TokenEstimator,
+        options: RetryOptions,
+        clock: Clock,
+        rng: random.Random,
+        pause: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self.prompt = prompt
+        self._options, self._clock, self._rng, self._pause = options, clock, rng, pause
+        self.standings = [Standing(route) for route in routes]
+        self._total = prompt.timeout if prompt.timeout is not None else options.total
+        attempt = current_attempt()
+        if attempt is not None and attempt.info.deadline is not None:
+            self._total = min(self._total, attempt.info.deadline - clock.time())
+        self._deadline = clock.monotonic() + self._total
+        for standing in self.standings:
+            route = standing.route
+            estimate = tokens.prompt(prompt, route.upstream) if route.capabilities.context else 0
+            if why := misfit(prompt, route.capabilities, estimate):
+                kind = ContextTooLong if "context" in why else RequestRejected
+                standing.error = kind(f"It was not asked: {why}.", endpoint=route.lane.endpoint.name, model=prompt.model)
+                standing.out = True
+
+    def left(self) -> float:
+        """Return the seconds that the call may still take, at least 0."""
+        return max(0.0, self._deadline - self._clock.monotonic())
+
+    async def next(self) -> Standing:
+        """Wait until a route is ready, and return it. Raises the call's last error when none is left, or none in time."""
+        while True:
+            now = self._clock.monotonic()
+            standing, wait = choose(self.standings, now)
+            if standing is None:
+                raise self._final()
+            if wait <= 0:
+                if not standing.attempts and not standing.limited:
+                    standing.route.lane.budget.call(now)
+                standing.asked_with = standing.route.capabilities
+                return standing
+            if standing.route.breaker.wait(now) > self._options.patience:
+                raise self._broken(standing, wait)
+            if wait >= self._deadline - now:
+                raise self.out_of_time(wait)
+            await self._pause(wait if wait < LOOK_AGAIN else self._rng.uniform(LOOK_AGAIN, min(wait, 2 * LOOK_AGAIN)))
+
+    def judge(self, standing: Standing, error: InferenceError) -> None:
+        """Decide what an error of a route means: return to go on with `next`, or raise it as the call's end."""
+        standing.error = error
+        route, now = standing.route, self._clock.monotonic()
+        if isinstance(error, RateLimited):
+            route.lane.gate.limited(error.retry_after)
+            standing.limited += 1
+            standing.out = standing.limited >= self._options.limited_attempts
+        elif isinstance(error, (AuthenticationFailed, ModelNotFound, ContextTooLong)):
+            standing.out = True
+        elif isinstance(error, RequestRejected):
+            self._learn(standing, error)
+        elif not error.retryable:
+            if isinstance(error, EndpointUnreachable):
+                standing.out = True
+                return
+            raise error
+        else:
+            standing.attempts += 1
+            # An answer that did not come in time costs minutes; another route is asked before this one is asked again.
+            slow = (
+                isinstance(error, EndpointUnreachable)
+                and error.sent
+                and any(not s.out for s in self.standings if s is not standing)
+            )
+            spent = standing.attempts >= self._options.attempts
+            if slow or spent or not route.lane.budget.retry(now):
+                standing.out = True
+            else:
+                standing.not_before = now + max(backoff(standing.attempts, self._options, self._rng), error.retry_after or 0.0)
+
+    def out_of_time(self, wait: float | None = None) -> InferenceError:
+        """Return the error of a call whose time is over, or would be before its next attempt."""
+        why = f"the next attempt could start in {human_seconds(wait)} only" if wait is not None else "its time was over"
+        text = f"The model {self.prompt.model!r} gave no answer within {human_seconds(self._total)}: {why}. {self._said()}"
+        limited = [s.error for s in self.standings if isinstance(s.error, RateLimited)]
+        kind = RateLimited if wait is not None and limited else EndpointUnreachable
+        return kind(text.rstrip(), model=self.prompt.model, retry_after=wait)
+
+    def _learn(self, standing: Standing, error: RequestRejected) -> None:
+        """Take the lesson of a refusal and ask again in a weaker way, or raise it if it teaches nothing."""
+        route = standing.route
+        if route.capabilities != standing.asked_with:
+            return  # Another call learned the lesson meanwhile.
+        weaker = weakened(route.capabilities, error)
+        if weaker is None:
+            raise error
+        route.capabilities = weaker
+
+    def _broken(self, standing: Standing, wait: float) -> InferenceError:
+        text = (
+            f"The model {self.prompt.model!r} is not called at present: {standing.route.name} failed several times in a row and is "
+            f"tried again in {human_seconds(wait)}. {self._said()}"
+        )
+        return EndpointUnreachable(
+            text.rstrip(), endpoint=standing.route.lane.endpoint.name, model=self.prompt.model, retry_after=wait
+        )
+
+    def _final(self) -> InferenceError:
+        """Return the error of a call that has no route left: of the kind that leaves most hope, telling what each route said."""
+        errors = [s.error for s in self.standings if s.error is not None]
+        if not errors:
+            return ModelNotFound(f"The model {self.prompt.model!r} has no routes.", model=self.prompt.model)
+        waits = [e.retry_after for e in errors if e.retry_after is not None]
+        chosen = next((e for e in errors if e.retryable), errors[-1])
+        if len(self.standings) == 1:
+            only = self.standings[0]
+            tried = only.attempts + only.limited
+            text = str(chosen) + (f" (Tried {tried} times.)" if tried > 1 else "")
+        else:
+            text = f"No route of the model {self.prompt.model!r} answered. {self._said()}"
+        final = type(chosen)(text, endpoint=chosen.endpoint, model=self.prompt.model, retry_after=min(waits, default=None))
+        final.retryable, final.sent = chosen.retryable, any(e.sent for e in errors)
+        final.__cause__ = chosen
+        return final
+
+    def _said(self) -> str:
+        return " ".join(f"{s.route.name}: {s.error}" for s in self.standings if s.error is not None)

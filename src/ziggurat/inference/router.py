@@ -1,0 +1,316 @@
+"""The router: from the alias that a program names to an answer, over routes that fail, and the one place that retries.
+
+A call's life:
+
+    prompt → routes of the alias → choose one that is ready → shape to its capabilities → wait at the endpoint's gate → one attempt
+           → unshape, count, price, record → completion
+           → or an error, judged: the caller's fault (raise) · the route's fault (next route) · a moment's fault (again, within the
+             call's attempts, the endpoint's retry budget and the deadline) · a limit (cool down, all callers of the endpoint)
+
+What holds: at most `RetryOptions.attempts` attempts at a route fail; retries of an endpoint stay under its budget; a stream is never
+begun anew once a piece of it was delivered; every attempt that was or may have been billed is recorded, once, under an id of its own.
+What does not: that an attempt which was sent and not answered was free. It is recorded as "unanswered".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+
+from msgspec.structs import replace
+
+from ziggurat.clock import Clock, SystemClock
+from ziggurat.errors import EndpointFailed, EndpointUnreachable, InferenceError
+from ziggurat.inference.calls import Call
+from ziggurat.inference.interface import Endpoint, ModelConfig
+from ziggurat.inference.retrying import RetryOptions
+from ziggurat.inference.routes import Route, Routes, RouteView
+from ziggurat.inference.shaping import shape
+from ziggurat.inference.tokens import TokenEstimator, byte_length, raw_tokens
+from ziggurat.program.context import current_attempt
+from ziggurat.program.llm import ModelCaller
+from ziggurat.records import CallRecord, Chunk, Completion, Prompt, Usage
+
+#: Receives the record of every attempt, failed ones included, in whatever thread made the call; must be quick and must not raise.
+Ledger = Callable[[CallRecord], None]
+
+
+class Router(ModelCaller):
+    """The inference layer of a process. Safe to use from several event loops in several threads.
+
+    Args:
+        endpoints: by name.
+        models: the aliases that programs may name; "endpoint:upstream" works without one.
+        options: how stubborn to be.
+        ledger: receives every attempt's record.
+        clock: for tests.
+        seed: for the jitter, in tests.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, Endpoint],
+        models: Mapping[str, ModelConfig],
+        *,
+        options: RetryOptions | None = None,
+        ledger: Ledger | None = None,
+        clock: Clock | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.options = options or RetryOptions()
+        self.clock = clock or SystemClock()
+        self._rng = random.Random(seed)
+        self._ledger = ledger
+        self._table = Routes(endpoints, models, self.clock, self.options, self._rng)
+        self.tokens = TokenEstimator()
+
+    # -- the verbs ---------------------------------------------------------------------------------------------------
+
+    async def complete(self, prompt: Prompt) -> Completion:
+        call = self._call(prompt)
+        try:
+            async with asyncio.timeout(call.left()):
+                while True:
+                    standing = await call.next()
+                    await standing.route.prepare()
+                    try:
+                        return await self._attempt(call, standing.route)
+                    except InferenceError as error:
+                        call.judge(standing, error)
+        except TimeoutError:
+            raise call.out_of_time() from None
+
+    async def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
+        call = self._call(prompt)
+        while True:
+            standing = await call.next()
+            await standing.route.prepare()
+            delivered = False
+            try:
+                async with aclosing(self._attempt_stream(call, standing.route)) as chunks:
+                    async for chunk in chunks:
+                        delivered = True
+                        yield chunk
+                return
+            except InferenceError as error:
+                if delivered:
+                    raise
+                call.judge(standing, error)
+            except TimeoutError:
+                raise call.out_of_time() from None
+
+    def set_models(self, models: Mapping[str, ModelConfig]) -> None:
+        """Point the aliases anew, from the next call on. Raises UnknownName."""
+        self._table.set_models(models)
+
+    def aliases(self) -> list[str]:
+        """Return the configured aliases."""
+        return self._table.aliases()
+
+    def routes(self, model: str) -> list[RouteView]:
+        """Describe the routes of an alias as they stand. Raises ModelNotFound."""
+        return self._table.views(model, self.clock.monotonic())
+
+    @property
+    def endpoints(self) -> Mapping[str, Endpoint]:
+        """The endpoints, by name."""
+        return self._table.endpoints
+
+    async def check(self) -> dict[str, str | InferenceError]:
+        """Ask every endpoint for its health: a sentence, or the error that it met."""
+
+        async def ask(endpoint: Endpoint) -> str | InferenceError:
+            try:
+                return await endpoint.check()
+            except InferenceError as error:
+                return error
+
+        answers = await asyncio.gather(*(ask(e) for e in self.endpoints.values()))
+        return dict(zip(self.endpoints, answers, strict=True))
+
+    async def close(self) -> None:
+        """Close every endpoint."""
+        for endpoint in self.endpoints.values():
+            await endpoint.close()
+
+    def _call(self, prompt: Prompt) -> Call:
+        return Call(prompt, self._table.of(prompt.model), self.tokens, self.options, self.clock, self._rng, self.pause)
+
+    # -- one attempt -------------------------------------------------------------------------------------------------
+
+    async def _attempt(self, call: Call, route: Route) -> Completion:
+        lane, clock = route.lane, self.clock
+        shaped, unshaping = shape(call.prompt, route.capabilities)
+        reserved = self._reservation(route, shaped)
+        await lane.gate.enter(reserved)
+        route.breaker.begin(clock.monotonic())
+        used: float | None = None
+        started_at, started = clock.time(), clock.monotonic()
+        try:
+            answer = await lane.endpoint.complete(replace(shaped, timeout=call.left()), route.upstream)
+            usage = self._counted(route, shaped, answer.usage, _size(answer))
+            used = float(usage.input_tokens + usage.output_tokens)
+        except BaseException as error:
+            self._failed(call, route, error, started_at, started)
+            raise
+        finally:
+            lane.gate.leave(reserved, used)
+        route.breaker.success()
+        lane.gate.succeeded()
+        record = self._record(call, route, usage, started_at, clock.monotonic() - started, None, "ok")
+        if unshaping is not None:
+            answer = unshaping.completion(answer)
+        return replace(
+            answer, usage=record.usage, model=call.prompt.model, endpoint=lane.endpoint.name, upstream=route.upstream, call=record
+        )
+
+    async def _attempt_stream(self, call: Call, route: Route) -> AsyncGenerator[Chunk, None]:
+        lane, clock = route.lane, self.clock
+        shaped, unshaping = shape(call.prompt, route.capabilities)
+        reserved = self._reservation(route, shaped)
+        async with asyncio.timeout(call.left()):
+            await lane.gate.enter(reserved)
+        route.breaker.begin(clock.monotonic())
+        started_at, started = clock.time(), clock.monotonic()
+        seen = _Seen()
+        used: float | None = None
+        try:
+            async with aclosing(lane.endpoint.stream(replace(shaped, timeout=call.left()), route.upstream)) as chunks:
+                async for chunk in chunks:
+                    if seen.first is None:
+                        seen.first = clock.monotonic() - started
+                    passed = seen.take(chunk)
+                    if passed is not None and unshaping is not None:
+                        passed = unshaping.chunk(passed)
+                    if passed is not None and (passed.text or passed.reasoning or passed.tool_calls):
+                        yield passed
+            usage = self._counted(route, shaped, seen.usage, seen.size)
+            used = float(usage.input_tokens + usage.output_tokens)
+        except BaseException as error:
+            if seen.first is None:
+                self._failed(call, route, error, started_at, started)
+            else:
+                # Whoever stopped the stream, what was written of it is billed.
+                usage = self._counted(route, shaped, seen.usage, seen.size)
+                used = float(usage.input_tokens + usage.output_tokens)
+                status = type(error).__name__ if isinstance(error, InferenceError) else "stopped"
+                self._record(call, route, usage, started_at, clock.monotonic() - started, seen.first, status)
+                self._verdict(route, error)
+            raise
+        finally:
+            lane.gate.leave(reserved, used)
+        route.breaker.success()
+        lane.gate.succeeded()
+        record = self._record(call, route, usage, started_at, clock.monotonic() - started, seen.first, "ok")
+        last = replace(seen.final, usage=record.usage)
+        yield last if unshaping is None else unshaping.chunk(last)
+
+    def _reservation(self, route: Route, shaped: Prompt) -> float:
+        if not route.lane.gate.counts_tokens:
+            return 0.0
+        return float(self.tokens.prompt(shaped, route.upstream) + (shaped.max_tokens or 256))
+
+    def _counted(self, route: Route, shaped: Prompt, usage: Usage, size: int) -> Usage:
+        """Return the usage, estimated from the answer's bytes and marked as such where the endpoint reports none."""
+        if usage.calls:
+            self.tokens.learn(raw_tokens(shaped), route.upstream, usage.input_tokens)
+            return usage
+        inputs, outputs = self.tokens.prompt(shaped, route.upstream), self.tokens.answer(size, route.upstream)
+        return Usage(calls=1, input_tokens=inputs, output_tokens=outputs, estimated_tokens=inputs + outputs)
+
+    def _failed(self, call: Call, route: Route, error: BaseException, started_at: float, started: float) -> None:
+        """Record an attempt that brought nothing, and tell the breaker."""
+        latency = self.clock.monotonic() - started
+        # Cancelled, or out of time: the request may have reached the provider.
+        unanswered = not isinstance(error, InferenceError) or error.sent
+        status = "unanswered" if unanswered else type(error).__name__
+        self._record(call, route, Usage(), started_at, latency, None, status)
+        self._verdict(route, error)
+
+    def _verdict(self, route: Route, error: BaseException) -> None:
+        if isinstance(error, (EndpointUnreachable, EndpointFailed)) and error.retryable:
+            route.breaker.failure(self.clock.monotonic())
+        elif isinstance(error, InferenceError):
+            route.breaker.success()  # It answered: with a refusal or a limit, but it is alive.
+        else:
+            route.breaker.abandon()
+
+    def _record(
+        self, call: Call, route: Route, usage: Usage, started_at: float, latency: float, first: float | None, status: str
+    ) -> CallRecord:
+        """Record an attempt in the ledger, and in the step's account if it was or may have been billed."""
+        tariff = route.tariff
+        record = CallRecord(
+            id=uuid.uuid4().hex,
+            model=call.prompt.model,
+            endpoint=route.lane.endpoint.name,
+            upstream=route.upstream,
+            usage=tariff.bill(usage, started_at) if usage.calls else usage,
+            price_version=tariff.version,
+            started_at=started_at,
+            latency=latency,
+            first_token=first,
+            status=status,
+        )
+        if usage.calls or status == "unanswered":
+            attempt = current_attempt()
+            if attempt is not None:
+                attempt.record_call(record)
+        if self._ledger is not None:
+            self._ledger(record)
+        return record
+
+    async def pause(self, seconds: float) -> None:
+        """Wait so long by the router's clock."""
+        until = self.clock.monotonic() + seconds
+        moved = asyncio.Event()
+        stop = self.clock.watch(moved.set)
+        try:
+            while (left := until - self.clock.monotonic()) > 0:
+                timer = asyncio.get_running_loop().call_later(left, moved.set)
+                try:
+                    await moved.wait()
+                finally:
+                    timer.cancel()
+                moved.clear()
+        finally:
+            stop()
+
+
+class _Seen:
+    """What a stream has brought so far: enough to bill it wherever it ends."""
+
+    __slots__ = ("final", "first", "size", "usage")
+
+    def __init__(self) -> None:
+        #: Seconds to the first chunk.
+        self.first: float | None = None
+        #: Bytes of the answer.
+        self.size = 0
+        self.usage = Usage()
+        self.final = Chunk(finish="stop")
+
+    def take(self, chunk: Chunk) -> Chunk | None:
+        """Take in a chunk and return what is to be passed on now: the end is kept back until its usage is known."""
+        self.size += byte_length(chunk.text) + byte_length(chunk.reasoning)
+        for _, _, name, arguments in chunk.tool_calls:
+            self.size += len(name) + len(arguments)
+        if chunk.usage is not None:
+            if chunk.usage.calls:
+                self.usage = chunk.usage
+            chunk = replace(chunk, usage=None)
+            if chunk.finish is None and not (chunk.text or chunk.reasoning or chunk.tool_calls):
+                return None
+        if chunk.finish is None:
+            return chunk
+        self.final = chunk
+        return None
+
+
+def _size(answer: Completion) -> int:
+    return (
+        byte_length(answer.text) + byte_length(answer.reasoning) + sum(len(c.name) + len(c.arguments) for c in answer.tool_calls)
+    )

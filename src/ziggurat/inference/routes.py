@@ -1,0 +1,201 @@
+"""Routes: where an alias is served, what is known of each place, and the pure choice among them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from ziggurat.clock import Clock
+from ziggurat.errors import InferenceError, ModelNotFound, UnknownName
+from ziggurat.inference import capabilities as table
+from ziggurat.inference.interface import Capabilities, CapabilityOverrides, Endpoint, ModelConfig, Price
+from ziggurat.inference.limits import Gate
+from ziggurat.inference.prices import Tariff, tariff
+from ziggurat.inference.retrying import Breaker, RetryBudget, RetryOptions
+from ziggurat.records import Prompt
+
+#: A route that only waits for its own short back-off is waited for, rather than left for the next: the next may be another model.
+HOLD_SECONDS = 1.0
+
+
+class Lane:
+    """What all routes to one endpoint share: its gate and its retry budget."""
+
+    __slots__ = ("budget", "endpoint", "gate")
+
+    def __init__(self, endpoint: Endpoint, clock: Clock, options: RetryOptions, rng: random.Random) -> None:
+        self.endpoint = endpoint
+        self.gate = Gate(endpoint.config.limits, clock, rng)
+        self.budget = RetryBudget(options.budget_ratio, options.budget_floor, options.budget_window)
+
+
+class Route:
+    """One upstream model of one endpoint, as one alias uses it. The breaker is shared by all aliases that use the model."""
+
+    __slots__ = ("_tariff", "breaker", "capabilities", "lane", "name", "price", "upstream")
+
+    def __init__(self, lane: Lane, upstream: str, breaker: Breaker, capabilities: Capabilities, price: Price | None) -> None:
+        self.lane, self.upstream, self.breaker = lane, upstream, breaker
+        self.capabilities, self.price = capabilities, price
+        self.name = f"{lane.endpoint.name}:{upstream}"
+        self._tariff: Tariff | None = None
+
+    @property
+    def tariff(self) -> Tariff:
+        """How the route is billed."""
+        if self._tariff is None:
+            endpoint = self.lane.endpoint
+            self._tariff = tariff(endpoint.config, self.upstream, alias_price=self.price, free=endpoint.free(self.upstream))
+        return self._tariff
+
+    async def prepare(self) -> None:
+        """Look the tariff up before the first call, in a thread: a price library may take half a second to import."""
+        if self._tariff is None:
+            await asyncio.to_thread(lambda: self.tariff)
+
+
+class RouteView(Struct, frozen=True, kw_only=True):
+    """A route as people look at it."""
+
+    endpoint: str
+    upstream: str
+    capabilities: Capabilities
+    #: US dollars for a million tokens; None if a library prices it at each call, or nobody does.
+    price: Price | None
+    price_version: str
+    #: "closed" is well, "open" is not called, "half-open" is being tried.
+    breaker: str
+    #: Seconds for which the endpoint is left alone after a 429.
+    cooling: float
+    in_flight: int
+    waiting: int
+
+
+class Routes:
+    """The table of aliases. Replaced as a whole, so that a call sees the old table or the new one and nothing between."""
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, Endpoint],
+        models: Mapping[str, ModelConfig],
+        clock: Clock,
+        options: RetryOptions,
+        rng: random.Random,
+    ) -> None:
+        self.endpoints = dict(endpoints)
+        self.lanes = {name: Lane(endpoint, clock, options, rng) for name, endpoint in endpoints.items()}
+        self._breakers: dict[str, Breaker] = {}
+        self._direct: dict[str, list[Route]] = {}
+        self._aliases: dict[str, list[Route]] = {}
+        self.set_models(models)
+
+    def set_models(self, models: Mapping[str, ModelConfig]) -> None:
+        """Point the aliases anew. What is known of endpoints and their models stays. Raises UnknownName."""
+        self._aliases = {alias: [self._route(alias, r, model) for r in model.routes] for alias, model in models.items()}
+
+    def aliases(self) -> list[str]:
+        """Return the configured aliases."""
+        return list(self._aliases)
+
+    def of(self, model: str) -> list[Route]:
+        """Return the routes of an alias, or of "endpoint:upstream" named directly. Raises ModelNotFound."""
+        found = self._aliases.get(model) or self._direct.get(model)
+        if found is not None:
+            return found
+        endpoint, colon, _ = model.partition(":")
+        if colon and endpoint in self.lanes:
+            self._direct[model] = found = [self._route(model, model, ModelConfig(routes=[model]))]
+            return found
+        known = ", ".join(sorted(self._aliases)) or "none"
+        raise ModelNotFound(
+            f"There is no model {model!r}. The configured aliases are: {known}. Add [inference.models.{model}] to ziggurat.toml, or name "
+            'a route directly, such as "local:smollm2".',
+            model=model,
+        )
+
+    def views(self, model: str, now: float) -> list[RouteView]:
+        """Return the routes of an alias for people. Raises ModelNotFound."""
+        return [
+            RouteView(
+                endpoint=r.lane.endpoint.name,
+                upstream=r.upstream,
+                capabilities=r.capabilities,
+                price=r.tariff.price,
+                price_version=r.tariff.version,
+                breaker=r.breaker.state(now),
+                cooling=r.lane.gate.cooling(),
+                in_flight=r.lane.gate.in_flight,
+                waiting=r.lane.gate.waiting,
+            )
+            for r in self.of(model)
+        ]
+
+    def _route(self, alias: str, text: str, model: ModelConfig) -> Route:
+        name, _, upstream = text.partition(":")
+        lane = self.lanes.get(name)
+        if lane is None:
+            known = ", ".join(sorted(self.lanes)) or "none"
+            raise UnknownName(
+                f"The model {alias!r} has the route {text!r}, and there is no endpoint {name!r}; the endpoints are: {known}."
+            )
+        known_of = lane.endpoint.capabilities(upstream)
+        corrected = table.corrected(known_of, model.capabilities) if model.capabilities != CapabilityOverrides() else known_of
+        breaker = self._breakers.setdefault(text, Breaker())
+        return Route(lane, upstream, breaker, corrected, model.price)
+
+
+class Standing:
+    """What one call has learned of one route."""
+
+    __slots__ = ("asked_with", "attempts", "error", "limited", "not_before", "out", "route")
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.attempts = self.limited = 0
+        #: Back-off of this call.
+        self.not_before = 0.0
+        #: True once the call is done with the route.
+        self.out = False
+        self.error: InferenceError | None = None
+        #: The capabilities that the last attempt was shaped to.
+        self.asked_with = route.capabilities
+
+    def wait(self, now: float) -> float:
+        """Return the seconds until this call may try the route."""
+        return max(self.not_before - now, self.route.breaker.wait(now), self.route.lane.gate.cooling(), 0.0)
+
+
+def choose(standings: list[Standing], now: float) -> tuple[Standing | None, float]:
+    """Return the route to try and the seconds to wait before; None if no route is left.
+
+    The first in order that is ready; one that waits briefly for its own back-off holds its place; if none is ready, the one that is
+    soonest.
+    """
+    soonest: Standing | None = None
+    shortest = 0.0
+    for standing in standings:
+        if standing.out:
+            continue
+        wait = standing.wait(now)
+        if wait <= 0:
+            return standing, 0.0
+        if standing.attempts and wait <= HOLD_SECONDS:
+            return standing, wait
+        if soonest is None or wait < shortest:
+            soonest, shortest = standing, wait
+    return soonest, shortest
+
+
+def misfit(prompt: Prompt, capabilities: Capabilities, tokens: int) -> str:
+    """Return why a route cannot serve the prompt, or "" if it can, as far as is known. `tokens` is an estimate of the prompt's."""
+    if not capabilities.vision and any(
+        part.get("type") not in (None, "text") for m in prompt.messages if isinstance(m.content, list) for part in m.content
+    ):
+        return "it takes no images or files"
+    # The estimate may be a third too high; what is in doubt is left to the endpoint, which knows.
+    if capabilities.context and tokens * 0.66 > capabilities.context:
+        return f"the prompt of about {tokens:,} tokens does not fit its context of {capabilities.context:,}"
+    return ""

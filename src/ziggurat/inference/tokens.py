@@ -1,0 +1,85 @@
+"""Token counts without a tokenizer: bytes over four, times what each model has taught.
+
+A tokenizer per model would be a download per model, and slower than the call that it serves. A guess is needed only before a call, to
+choose a route and to reserve capacity, and for the few endpoints that report no usage; whatever is reported replaces it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ziggurat.records import ChatMessage, Prompt
+
+#: Bytes of a token in English prose, by most tokenizers.
+BYTES_PER_TOKEN = 4.0
+#: Tokens that a message's frame costs, by OpenAI's cookbook.
+TOKENS_PER_MESSAGE = 4
+#: An image's usual cost, where the parts say nothing of its size.
+TOKENS_PER_IMAGE = 1000
+#: How much one observation moves the ratio.
+_LEARNING = 0.1
+
+
+class TokenEstimator:
+    """Estimates token counts of prompts and texts, and learns each upstream model's ratio from reported usage.
+
+    Reads and writes of one float in a dictionary: safe from several threads, and a lost update costs nothing.
+    """
+
+    def __init__(self) -> None:
+        self._ratios: dict[str, float] = {}
+
+    def prompt(self, prompt: Prompt, upstream: str) -> int:
+        """Return about how many tokens the prompt is for the model, at least 1."""
+        return max(1, int(raw_tokens(prompt) * self._ratios.get(upstream, 1.0)))
+
+    def answer(self, size: int, upstream: str) -> int:
+        """Return about how many tokens an answer of so many bytes is for the model."""
+        return int(size / BYTES_PER_TOKEN * self._ratios.get(upstream, 1.0) + 0.5)
+
+    def learn(self, raw: float, upstream: str, tokens: int) -> None:
+        """Take in that a prompt of `raw` tokens by the plain rule was `tokens` for the model."""
+        if tokens > 0 and raw > 0:
+            known = self._ratios.get(upstream, 1.0)
+            seen = min(8.0, max(0.125, tokens / raw))
+            self._ratios[upstream] = known + _LEARNING * (seen - known)
+
+
+def raw_tokens(prompt: Prompt) -> float:
+    """Return the tokens of a prompt by the plain rule, tools and schema included."""
+    total = 0.0
+    for message in prompt.messages:
+        total += TOKENS_PER_MESSAGE + _content(message)
+    for tool in prompt.tools:
+        total += (len(tool.name) + len(tool.description)) / BYTES_PER_TOKEN + _json_length(tool.parameters) / BYTES_PER_TOKEN
+    if prompt.schema is not None:
+        total += _json_length(prompt.schema) / BYTES_PER_TOKEN
+    return total
+
+
+def _content(message: ChatMessage) -> float:
+    content = message.content
+    total = 0.0
+    if isinstance(content, str):
+        total = byte_length(content) / BYTES_PER_TOKEN
+    elif content is not None:
+        for part in content:
+            text = part.get("text")
+            total += byte_length(text) / BYTES_PER_TOKEN if isinstance(text, str) else TOKENS_PER_IMAGE
+    for call in message.tool_calls:
+        total += (len(call.name) + len(call.arguments)) / BYTES_PER_TOKEN + TOKENS_PER_MESSAGE
+    return total
+
+
+def byte_length(text: str) -> int:
+    """Return the length of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+
+
+def _json_length(value: Any) -> int:
+    """Return about the length of a schema as JSON, without writing it."""
+    if isinstance(value, dict):
+        return 2 + sum(len(key) + 4 + _json_length(item) for key, item in value.items())
+    if isinstance(value, list):
+        return 2 + sum(_json_length(item) + 1 for item in value)
+    return len(value) + 2 if isinstance(value, str) else 4
