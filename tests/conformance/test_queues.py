@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ pytest.register_assert_rewrite(
 )
 
 from ziggurat.queues.backends.memory import MemoryQueue  # noqa: E402
+from ziggurat.queues.backends.sqlite import SqliteQueue  # noqa: E402
 from ziggurat.queues.interface import Queue, QueueOptions  # noqa: E402
 from ziggurat.testing.clock import FakeClock  # noqa: E402
 from ziggurat.testing.queue_suite import QueueSuite  # noqa: E402
@@ -39,3 +42,27 @@ class TestMemoryQueue(QueueSuite):
     async def storage(self, queue: Queue) -> int:
         assert isinstance(queue, MemoryQueue)
         return queue.stored()
+
+
+class TestSqliteQueue(QueueSuite):
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        self.folder, self.numbers = tmp_path, count()
+
+    def make_queue(self, options: QueueOptions) -> Queue:
+        self.clock = FakeClock()
+        return SqliteQueue(self.folder / f"queue-{next(self.numbers)}.db", options, clock=self.clock)
+
+    def again(self, queue: Queue) -> Queue:
+        assert isinstance(queue, SqliteQueue)
+        return SqliteQueue(queue.path, queue.options, clock=self.clock)
+
+    def now(self) -> float:
+        return self.clock.time()
+
+    async def passing(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    async def storage(self, queue: Queue) -> int:
+        assert isinstance(queue, SqliteQueue)
+        return await queue.stored()

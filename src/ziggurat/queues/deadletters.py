@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 from msgspec import Raw
 
-from ziggurat.records import ErrorInfo, Message, Outcome
+from ziggurat.records import WIRE_VERSION, ErrorInfo, Message, Outcome
 
 
 def lease_ran_out(deliveries: int, worker: str) -> str:
@@ -40,3 +43,27 @@ def dead_outcome(message: Message, reason: str, *, worker: str, heartbeat: Raw |
         sent_at=message.sent_at,
         ended_at=at,
     )
+
+
+def unreadable(body: bytes) -> str:
+    """Return the reason of a message that cannot be decoded here."""
+    version = _fields(body).get("version", 1)
+    if isinstance(version, int) and version > WIRE_VERSION:
+        return f"It is of the newer version {version}, and this one reads up to {WIRE_VERSION}. Upgrade the workers, then redrive it."
+    return "It is not a message that this version can read. It was changed on the queue, or written by something else."
+
+
+def salvaged(body: bytes, id_: str) -> Message:
+    """Return what can be told of a message that cannot be decoded, so that its run still learns of its end."""
+    fields = _fields(body)
+    kinds = {"task": str, "run": str, "generation": int, "step": int, "attempt": int, "workflow": str, "version": int}
+    kept: dict[str, Any] = {name: fields[name] for name, kind in kinds.items() if type(fields.get(name)) is kind}
+    return Message(id=id_, payload=Raw(b"{}"), **{"task": "", **kept})
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    try:
+        found = msgspec.json.decode(body)
+    except msgspec.MsgspecError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -128,6 +128,12 @@ def seconds_until_token(tokens: float, rate: Rate) -> float:
     return short / rate.per_second if rate.per_second > 0 else float("inf")
 
 
+def full_at(tokens: float, rate: Rate, now: float) -> float:
+    """Return when a bucket that holds so many tokens now is full: from then on it says nothing that an absent one does not."""
+    missing = max(1, rate.burst) - tokens
+    return now + missing / rate.per_second if rate.per_second > 0 else float("inf")
+
+
 class Buckets:
     """Token buckets by rate key: at most `burst` starts at once, and `per_second` over time."""
 
@@ -149,14 +155,13 @@ class Buckets:
         self._keep(rate, min(float(max(1, rate.burst)), tokens + 1.0), now)
 
     def prune(self, now: float) -> None:
-        """Forget buckets that are full by now: a full bucket says nothing that an absent one does not."""
+        """Forget buckets that are full by now."""
         for key in [key for key, full_at in self._full_at.items() if full_at <= now]:
             del self._buckets[key], self._full_at[key]
 
     def _keep(self, rate: Rate, tokens: float, now: float) -> None:
         self._buckets[rate.key] = Bucket(tokens, now)
-        missing = max(1, rate.burst) - tokens
-        self._full_at[rate.key] = now + missing / rate.per_second if rate.per_second > 0 else float("inf")
+        self._full_at[rate.key] = full_at(tokens, rate, now)
 
     def __len__(self) -> int:
         return len(self._buckets)

@@ -203,14 +203,17 @@ class PolicyPromises(QueueHarness):
 
     async def test_storage_returns_to_its_baseline(self) -> None:
         async with self.opened(lease=self.lease, max_deliveries=1) as queue:
-            await self._every_way_out(queue, 20)
-            await self.lapse()
-            baseline = await self.storage(queue)
-            for start in range(0, self.many, 200):
-                await self._every_way_out(queue, 200, offset=start)
-            await self.lapse()
-            await self.assert_nothing_comes(queue)
-            assert await self.storage(queue) <= baseline
+            baseline = await self._stored_at_rest(queue, rounds=1)
+            assert await self._stored_at_rest(queue, rounds=self.many // 200) <= baseline
+
+    async def _stored_at_rest(self, queue: Queue, rounds: int) -> int:
+        for number in range(rounds):
+            await self._every_way_out(queue, 200, offset=200 * number)
+        # What a backend forgets late, such as a bucket that is full again, it forgets with the next message.
+        await self.lapse()
+        await queue.send([message()])
+        await self.finish(queue, await self.take(queue, 1))
+        return await self.storage(queue)
 
     async def _every_way_out(self, queue: Queue, number: int, offset: int = 0) -> None:
         """Send messages, with limits and without, and end them in each way there is."""
