@@ -27,11 +27,12 @@ PAYLOAD_LIMIT = 8 * 1024 * 1024
 
 
 class Codec(Generic[T]):
-    """Encodes and decodes values of one type. `what` names the value in error texts."""
+    """Encodes and decodes values of one type. `what` names the value in error texts; `misfit` is how they begin."""
 
-    def __init__(self, type_: Any, what: str) -> None:
+    def __init__(self, type_: Any, what: str, *, misfit: str = "") -> None:
         self.type = type_
         self.what = what
+        self._misfit = misfit or f"{what} does not fit {_name(type_)}"
         self._msgspec = _holds_struct(type_)
         if self._msgspec:
             self._decoder = msgspec.json.Decoder(type_, dec_hook=_decode_model)
@@ -55,7 +56,7 @@ class Codec(Generic[T]):
                 fit = self._adapter.validate_python(value)
                 data = self._adapter.dump_json(fit, warnings="error")
         except ValidationError as error:
-            raise InvalidData(f"{self.what} does not fit {_name(self.type)}: {_misfits(error)}.") from error
+            raise InvalidData(f"{self._misfit}: {_misfits(error)}.") from error
         except (PydanticSerializationError, msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
             raise InvalidData(f"{self.what} cannot be written as JSON: {_first_line(error)}.") from error
         if len(data) > PAYLOAD_LIMIT:
@@ -72,9 +73,9 @@ class Codec(Generic[T]):
                 return typing.cast(T, self._decoder.decode(data))
             return self._adapter.validate_json(bytes(data) if not isinstance(data, bytes) else data)
         except ValidationError as error:
-            raise InvalidData(f"{self.what} does not fit {_name(self.type)}: {_misfits(error)}.") from error
+            raise InvalidData(f"{self._misfit}: {_misfits(error)}.") from error
         except (msgspec.MsgspecError, RecursionError) as error:
-            raise InvalidData(f"{self.what} does not fit {_name(self.type)}: {_first_line(error)}.") from error
+            raise InvalidData(f"{self._misfit}: {_first_line(error)}.") from error
 
     def json_schema(self) -> dict[str, Any]:
         """Return the JSON schema of the type."""
@@ -116,7 +117,9 @@ class ArgumentsCodec:
         make: Any = TypedDict
         arguments = make(f"{fn.__name__}_arguments", fields)
         arguments.__pydantic_config__ = {"extra": "forbid"}
-        self._codec: Codec[dict[str, Any]] = Codec(arguments, f"The arguments of {what}")
+        self._codec: Codec[dict[str, Any]] = Codec(
+            arguments, f"The arguments of {what}", misfit=f"The arguments do not fit {what}"
+        )
         self._single_model = self._find_single_model(hints)
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
