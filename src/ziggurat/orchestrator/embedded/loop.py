@@ -23,6 +23,9 @@ from ziggurat.errors import NotDurable
 #: Callbacks that one event may cause before the run is parked: a workflow that spins on `sleep(0)` would otherwise hold the process.
 CALLBACKS_MAX = 1_000_000
 
+#: How often a coroutine that goes on waiting is closed, before it is left to the garbage collector.
+_CLOSE_TRIES = 100
+
 _REMEDY = "Do this in a task: `await my_task(...)` runs it on a worker and records its result."
 
 
@@ -123,16 +126,14 @@ class RunLoop(asyncio.AbstractEventLoop):
         outer = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
         try:
-            for task in reversed(self.tasks):
-                coro, context = task.get_coro(), self.tasks[task]
-                try:
-                    if context is not None and coro is not None:
-                        context.run(coro.close)
-                except BaseException:  # a `finally` block that awaited or raised; the run's state is its history, not this
-                    continue
+            # Closing one may create others; those have not begun, so closing them runs no code.
+            while self.tasks:
+                task, context = self.tasks.popitem()
+                coro = task.get_coro()
+                if context is not None and coro is not None:
+                    context.run(_close, coro)
         finally:
             asyncio._set_running_loop(outer)
-            self.tasks.clear()
             self._ready.clear()
 
     def next_number(self) -> int:
@@ -219,6 +220,18 @@ class RunLoop(asyncio.AbstractEventLoop):
 
     async def shutdown_asyncgens(self) -> None:
         return None
+
+
+def _close(coro: Any) -> None:
+    """Close a coroutine for certain. Each `finally` block on its stack may await once more; all that remains is ended too."""
+    for _ in range(_CLOSE_TRIES):
+        try:
+            coro.close()
+            return
+        except RuntimeError:  # "coroutine ignored GeneratorExit": a `finally` block awaits something
+            continue
+        except BaseException:  # a `finally` block raised; the run's state is its history, not this
+            return
 
 
 def _refuse(name: str, what: str) -> Callable[..., Any]:
