@@ -36,6 +36,10 @@ from ziggurat.records import STOPPED, Event, Run
 from ziggurat.units import human_dollars
 
 
+#: Events that are not lost when a run continues as new while they are on the way to the disk.
+ARRIVING = frozenset({"signal_received", "cancel_requested"})
+
+
 class Kin(Protocol):
     """What the driver needs to know of parents and children; `family.py` does it."""
 
@@ -44,6 +48,12 @@ class Kin(Protocol):
 
     def tell_parent(self, child: Run, write: Write) -> None:
         """Add to the write that ends a child what its parent records of it."""
+
+    def cancel_child(self, run_id: str, reason: str) -> None:
+        """Ask a child run to stop whose parent no longer waits for it."""
+
+    def end_parked(self, key: int, run: Run, reason: str) -> Write:
+        """Return the write that ends a parked run as cancelled."""
 
 
 class Driver:
@@ -100,6 +110,8 @@ class Driver:
     ) -> None:
         """Write an event, and apply it once it is on the disk; `after` is called then too. `statements` are written with it."""
         resident.writes += 1
+        if event.kind in ARRIVING:
+            resident.arriving.append(event)
         runs = None
         if resident.row_status == "waiting":
             # The row says that nothing has to be done before `wake_at`; with this event that is no longer true.
@@ -111,6 +123,8 @@ class Driver:
     def recorded(self, resident: Resident, event: Event, after: Callable[[], None] | None) -> None:
         """An event is on the disk: apply it, and see what the program does."""
         resident.writes -= 1
+        if event.kind in ARRIVING:
+            resident.arriving.remove(event)
         if after is not None:
             after()
         if self.watchers:
@@ -196,7 +210,7 @@ class Driver:
             elif step.kind == "timer":
                 self.timers.forget(resident.run.id, step.number)
             elif step.kind == "child" and step.options.on_parent_end == "cancel":
-                self.cancel(step.child, f"the parent run {resident.run.id} no longer waits for it")
+                self.kin.cancel_child(step.child, f"the parent run {resident.run.id} no longer waits for it")
 
     def _rest(self, resident: Resident) -> None:
         """Note in the file what a run without writes on the way waits for, so that it can be forgotten until then."""
@@ -295,6 +309,7 @@ class Driver:
             workflow,
             run,
             base=events[0].seq - 1 if events else 0,
+            passed=max((e.requested for e in events if e.step), default=0) if len(events) > 1 else 0,
             patches=[e.name for e in events if e.kind == "patched"],
             suggest_at=self.options.history_suggest,
             show=partial(self.watchers.emitted, run.id, self.clock),
@@ -305,10 +320,12 @@ class Driver:
                 execution.applied = event.seq
                 execution.note(event)
                 continue
+            if execution.has_ended:
+                execution.come_late(event)
+                continue
             execution.apply(event)
-            if execution.finished is not None:
+            if execution.has_ended:
                 execution.check_end(events[index + 1 :])
-                break
         execution.replaying = False
 
     def admit(self, run: Run) -> tuple[Resident, Write]:
@@ -399,9 +416,12 @@ class Driver:
         self._drop(resident, leftovers)
         events = [
             self.event(resident, "run_continued", detail=str(resident.run.generation + 1)),
-            self.event(resident, "run_started"),
+            self.event(resident, "run_started", result=execution.signal_ids()),
         ]
-        events += [self.event(resident, "signal_received", name=n, result=Raw(p)) for n, p in execution.unclaimed_signals()]
+        for late in resident.arriving:
+            execution.come_late(late)
+        for kind, name, payload in execution.unclaimed():
+            events.append(self.event(resident, kind, name=name, result=payload))
         execution.discard()
         resident.execution = None
         resident.run = replace(
@@ -410,7 +430,7 @@ class Driver:
             generation=resident.run.generation + 1,
             epoch=resident.run.epoch + 1,
             payload=finished.result,
-            events=events[-1].seq,
+            events=events[0].seq,
             status="running",
         )
         # The generation that just ended stays readable; the one before it goes, so that an endless run has a bounded history.
@@ -464,12 +484,6 @@ class Driver:
                 del self._stopped[run_id]
 
         return take_back
-
-    def cancel(self, run_id: str, reason: str) -> None:
-        """Record that a run is to stop. Nothing happens if it has ended."""
-        resident = self.resident(run_id)
-        if resident is not None and not resident.finishing:
-            self.record(resident, self.event(resident, "cancel_requested", detail=reason))
 
 
 def _spent_text(run: Run) -> str:

@@ -186,8 +186,8 @@ class EmbeddedOrchestrator(Orchestrator):
 
     async def signal(self, run: str, name: str, payload: Raw, *, signal_id: str = "") -> None:
         resident = self._awake(run, "signal")
-        execution = resident.execution
-        if signal_id and execution is not None and execution.has_seen_signal(signal_id):
+        if signal_id and resident.knows_signal(signal_id):
+            await self._settled_writes(run)
             return
         event = self.driver.event(resident, "signal_received", name=name, result=payload, detail=signal_id)
         await self._record(resident, event)
@@ -197,20 +197,13 @@ class EmbeddedOrchestrator(Orchestrator):
         if found.status in ENDED:
             return
         if found.status == "parked":
-            await self._end_parked(run, reason)
+            await self._settled_writes(run)
+            await self._journal.durable(self.driver.kin.end_parked(*self._row(run), reason))
             return
         if found.status == "paused":
             await self.resume(run)
         resident = self._awake(run, "cancel")
         await self._record(resident, self.driver.event(resident, "cancel_requested", detail=reason))
-
-    async def _end_parked(self, run: str, reason: str) -> None:
-        """A parked run's program cannot be run to clean up, so it ends as it stands."""
-        key, found = self._row(run)
-        resident = self._cold(key, found)
-        event = self.driver.event(resident, "run_cancelled", detail=reason)
-        ended = replace(found, status="cancelled", reason=reason, ended_at=event.at, events=event.seq)
-        await self._journal.durable(Write([event_row(key, event)], [run_row(key, ended)]))
 
     async def pause(self, run: str, reason: str = "") -> None:
         resident = self._awake(run, "pause")
@@ -267,7 +260,8 @@ class EmbeddedOrchestrator(Orchestrator):
             error=None,
             result=None,
             ended_at=None,
-            events=event.seq,
+            # Which patches the program passes with the mended code is decided anew.
+            events=event.seq if kept is None else 0,
             epoch=epoch,
         )
         statements: builtins.list[tuple[str, tuple[object, ...]]] = [(UNBURY_RUN, (run,))]

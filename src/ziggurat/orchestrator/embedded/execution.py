@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+import msgspec
 from msgspec import Raw, Struct
 
 from ziggurat.errors import ContinueAsNew, NotDurable, TaskError, ZigguratError
@@ -24,7 +25,7 @@ from ziggurat.orchestrator.embedded.loop import RunFuture, RunLoop, RunTimer
 from ziggurat.program.context import RunContext, RunInfo, enter_run
 from ziggurat.program.failures import child_error, describe, task_error
 from ziggurat.program.options import RunOptions, TaskOptions
-from ziggurat.records import ErrorInfo, Event, Outcome, Run
+from ziggurat.records import ErrorInfo, Event, EventKind, Outcome, Run
 
 StepKind = Literal["task", "timer", "signal", "child"]
 
@@ -33,6 +34,9 @@ INFORMATIVE = frozenset(
     {"attempt_failed", "patched", "run_failed", "run_completed", "run_cancelled", "run_parked", "run_paused", "run_resumed"}
     | {"run_retried", "run_forked", "run_continued"}
 )
+
+#: Ids of signals that a run remembers when it continues as new.
+SIGNAL_IDS_KEPT = 1_000
 
 
 class Mismatch(Exception):
@@ -124,13 +128,22 @@ class Execution(RunContext):
         workflow: the definition to run.
         run: the run as recorded; its payload holds the arguments.
         patches: names of the patches that the history has recorded.
+        passed: position in the history up to which the program is known to have run before, with whatever code it had then.
         base: position of the last event before this generation's.
         suggest_at: number of events from which `continue_as_new` is suggested.
         show: called with (kind, JSON) for every `emit` of the live program.
     """
 
     def __init__(
-        self, workflow: Any, run: Run, *, base: int, patches: Iterable[str], suggest_at: int, show: Callable[[str, bytes], None]
+        self,
+        workflow: Any,
+        run: Run,
+        *,
+        base: int,
+        patches: Iterable[str],
+        passed: int,
+        suggest_at: int,
+        show: Callable[[str, bytes], None],
     ) -> None:
         self.workflow, self.run = workflow, run
         make: Any = RunLoop  # typeshed calls the methods that are set after the class statement abstract
@@ -146,10 +159,14 @@ class Execution(RunContext):
         self.new_patches: list[str] = []
         self._known_patches = set(patches)
         self._decided: dict[str, bool] = {}
+        # A step asked for at a position shows that the program ran that far, and so does the row of a run that rested there.
+        self._passed = max(passed, run.events)
         self._mailboxes: dict[str, deque[bytes]] = {}
         self._waiters: dict[str, deque[Step]] = {}
-        self._signal_ids: set[str] = set()
-        self._cancel_requested = False
+        #: Ordered, so that the oldest can be forgotten.
+        self._signal_ids: dict[str, None] = {}
+        self.cancel_requested = False
+        self._late_cancel: Event | None = None
         self._number = 0
         self._random: random.Random | None = None
         self._suggest_at, self._show = suggest_at, show
@@ -173,9 +190,9 @@ class Execution(RunContext):
         elif kind == "signal_received":
             self._deliver(event.name, bytes(event.result or b"null"), event.detail)
         elif kind == "run_started":
-            self._begin()
+            self._begin(event)
         elif kind == "cancel_requested":
-            self._cancel_requested = True
+            self.cancel_requested = True
             if self._main is not None:
                 self._main.cancel(event.detail or None)
         else:
@@ -209,6 +226,11 @@ class Execution(RunContext):
                 )
 
     @property
+    def has_ended(self) -> bool:
+        """True once the program has ended, in whatever way."""
+        return self.finished is not None
+
+    @property
     def length(self) -> int:
         """The number of events of this generation's history."""
         return self.applied - self._base
@@ -218,9 +240,27 @@ class Execution(RunContext):
         self.loop.discard()
         self._main = None
 
-    def unclaimed_signals(self) -> list[tuple[str, bytes]]:
-        """Return signals that came and were not taken, in order by name: they pass on to the next generation."""
-        return [(name, payload) for name, box in self._mailboxes.items() for payload in box]
+    def come_late(self, event: Event) -> None:
+        """Take in an event that reached the disk after the one with which the program ended: a next generation must not lose it."""
+        self.applied = event.seq
+        if event.kind == "signal_received":
+            if self._is_new(event.detail):
+                self._mailboxes.setdefault(event.name, deque()).append(bytes(event.result or b"null"))
+        elif event.kind == "cancel_requested":
+            self._late_cancel = event
+
+    def unclaimed(self) -> list[tuple[EventKind, str, Raw | None]]:
+        """Return what passes on to the next generation, as (kind, name, payload): signals that were not taken, a late cancellation."""
+        left: list[tuple[EventKind, str, Raw | None]] = [
+            ("signal_received", name, Raw(payload)) for name, box in self._mailboxes.items() for payload in box
+        ]
+        if self._late_cancel is not None:
+            left.append(("cancel_requested", "", None))
+        return left
+
+    def signal_ids(self) -> Raw | None:
+        """Return the ids of the newest signals as JSON: the next generation ignores them when they come again."""
+        return Raw(msgspec.json.encode([*self._signal_ids][-SIGNAL_IDS_KEPT:])) if self._signal_ids else None
 
     def has_seen_signal(self, signal_id: str) -> bool:
         """Say whether a signal of that id was received in this generation."""
@@ -289,7 +329,9 @@ class Execution(RunContext):
     def patched(self, patch: str) -> bool:
         decided = self._decided.get(patch)
         if decided is None:
-            decided = patch in self._known_patches or not self.replaying
+            # A new patch is recorded before any step is carried out that was asked for at the same position or later. So if there is
+            # such a step in the history and no such patch, the program passed here with the code before the change.
+            decided = patch in self._known_patches or self.applied > self._passed
             self._decided[patch] = decided
             if decided and patch not in self._known_patches:
                 self._known_patches.add(patch)
@@ -328,7 +370,9 @@ class Execution(RunContext):
     def _stop_timer(self, timer: RunTimer) -> None:
         self.drop(timer.step)
 
-    def _begin(self) -> None:
+    def _begin(self, event: Event) -> None:
+        if event.result is not None:
+            self._signal_ids = dict.fromkeys(msgspec.json.decode(event.result, type=list[str]))
         context = contextvars.Context()
         context.run(enter_run, self)
         self._main = self.loop.create_task(self._run_workflow(), name=self.run.id, context=context)
@@ -369,7 +413,7 @@ class Execution(RunContext):
             self.finished = Finished("failed", error=describe(error))
 
     def _cancelled(self) -> Finished:
-        if self._cancel_requested:
+        if self.cancel_requested:
             return Finished("cancelled")
         return Finished(
             "failed",
@@ -421,9 +465,17 @@ class Execution(RunContext):
         waits = ", ".join(f"step {s.number} ({s.kind} {s.name!r})" for s in list(self.steps.values())[:5])
         return f"it waits for {waits}" if waits else "it waits for nothing that is recorded"
 
+    def _is_new(self, signal_id: str) -> bool:
+        """Note a signal's id, and say whether it had not been seen before."""
+        if not signal_id:
+            return True
+        known = len(self._signal_ids)
+        self._signal_ids[signal_id] = None
+        return len(self._signal_ids) > known
+
     def _deliver(self, name: str, payload: bytes, signal_id: str) -> None:
-        if signal_id:
-            self._signal_ids.add(signal_id)
+        if not self._is_new(signal_id):
+            return
         waiters = self._waiters.get(name)
         while waiters:
             step = waiters.popleft()

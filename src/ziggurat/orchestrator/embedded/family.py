@@ -13,7 +13,7 @@ from ziggurat.orchestrator.embedded.driver import Driver
 from ziggurat.orchestrator.embedded.execution import Step
 from ziggurat.orchestrator.embedded.newborn import new_run
 from ziggurat.orchestrator.embedded.resident import Resident
-from ziggurat.orchestrator.embedded.store import event_row
+from ziggurat.orchestrator.embedded.store import event_row, run_row
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.records import ENDED, ErrorInfo, Event, Run, StartRequest
 
@@ -83,6 +83,29 @@ class Family:
             driver.recorded(parent, event, None)
 
         write.done = both
+
+    def cancel_child(self, run_id: str, reason: str) -> None:
+        """Ask a child run to stop, once: a parent that is replayed drops its step again, and must not disturb the clean-up."""
+        driver = self._driver
+        child = driver.resident(run_id)
+        if child is not None:
+            if not child.finishing and not child.cancelling:
+                driver.record(child, driver.event(child, "cancel_requested", detail=reason))
+            return
+        row = driver.reader.run(run_id)
+        if row is not None and row[1].status == "parked":
+            driver.write(self.end_parked(*row, reason))
+
+    def end_parked(self, key: int, run: Run, reason: str) -> Write:
+        """Return the write that ends a parked run as cancelled. Its program cannot be run to clean up, so it ends as it stands."""
+        driver = self._driver
+        driver.parked.pop(run.id, None)
+        last = driver.reader.events(key)[-1]
+        event = Event(seq=last.seq + 1, kind="run_cancelled", at=max(last.at, driver.clock.time()), detail=reason)
+        ended = replace(run, status="cancelled", reason=reason, ended_at=event.at, events=event.seq)
+        write = Write([event_row(key, event)], [run_row(key, ended)])
+        self.tell_parent(ended, write)
+        return write
 
     def _event(self, parent: Resident, step: Step, child: Run) -> Event:
         step.settled = True

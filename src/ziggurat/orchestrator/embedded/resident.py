@@ -11,13 +11,15 @@ from ziggurat.records import CallRecord, Event, Run, StepView, Usage
 class Resident:
     """One run in memory. `run` is its record as of now; the file's row may lag behind in `wake_at` and usage, never in events."""
 
-    __slots__ = ("at", "execution", "finishing", "key", "next_seq", "paused", "row_status", "row_wake", "run", "writes")
+    __slots__ = ("arriving", "at", "execution", "finishing", "key", "next_seq", "paused", "row_status", "row_wake", "run", "writes")
 
     def __init__(self, key: int, run: Run, next_seq: int) -> None:
         self.key, self.run, self.next_seq = key, run, next_seq
         self.execution: Execution | None = None
         #: Events handed to the writer and not yet committed.
         self.writes = 0
+        #: Those of them that a next generation must not lose: signals and the wish to cancel.
+        self.arriving: list[Event] = []
         #: The time of the last event; the next is never earlier.
         self.at = run.created_at
         #: What the row in the file says.
@@ -26,6 +28,19 @@ class Resident:
         self.paused = run.status == "paused"
         #: The end is on the way to the disk; nothing more is recorded.
         self.finishing = False
+
+    def knows_signal(self, signal_id: str) -> bool:
+        """Say whether a signal of that id has come already."""
+        if any(event.detail == signal_id for event in self.arriving if event.kind == "signal_received"):
+            return True
+        return self.execution is not None and self.execution.has_seen_signal(signal_id)
+
+    @property
+    def cancelling(self) -> bool:
+        """True once the run was asked to stop."""
+        if any(event.kind == "cancel_requested" for event in self.arriving):
+            return True
+        return self.execution is not None and self.execution.cancel_requested
 
     def step(self, number: int) -> Step | None:
         """Return a step that is asked for and not settled."""

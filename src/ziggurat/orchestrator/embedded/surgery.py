@@ -66,6 +66,9 @@ def retry_events(run: Run, events: Sequence[Event]) -> list[Event]:
     for event in current:
         if event.kind in ("run_failed", "run_cancelled"):
             continue
+        if event.kind == "patched":
+            kept.append(event)
+            continue
         if cut is not None and event.seq == cut.seq:
             kept.append(replace(event, kind="attempt_failed", retry_at=None))
         elif cut is not None and event.seq > cut.seq:
