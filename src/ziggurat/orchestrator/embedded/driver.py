@@ -315,16 +315,18 @@ class Driver:
             show=partial(self.watchers.emitted, run.id, self.clock),
         )
         resident.execution = execution
+        ended = False
         for index, event in enumerate(events):
             if event.kind in INFORMATIVE:
                 execution.applied = event.seq
                 execution.note(event)
                 continue
-            if execution.has_ended:
+            if ended:
                 execution.come_late(event)
                 continue
             execution.apply(event)
-            if execution.has_ended:
+            ended = execution.finished is not None
+            if ended:
                 execution.check_end(events[index + 1 :])
         execution.replaying = False
 

@@ -226,11 +226,6 @@ class Execution(RunContext):
                 )
 
     @property
-    def has_ended(self) -> bool:
-        """True once the program has ended, in whatever way."""
-        return self.finished is not None
-
-    @property
     def length(self) -> int:
         """The number of events of this generation's history."""
         return self.applied - self._base
