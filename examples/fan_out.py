@@ -37,7 +37,9 @@ async def score_all(count: int = 1000) -> Scores:
     async def one(item: int) -> None:
         nonlocal total, done
         try:
-            total += await score(item)
+            # Not `total += await ...`: that reads the total before it waits, and loses what others add meanwhile.
+            value = await score(item)
+            total += value
         except TaskError:
             failed.append(item)
         done += 1

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from pydantic import BaseModel, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict, is_typeddict
 
 from ziggurat.errors import DefinitionError, InvalidData, PayloadTooLarge
 
@@ -143,6 +143,11 @@ class ArgumentsCodec:
         name = self._single_model
         if name and name not in value:
             value = {name: value}
+        elif not self._var_keyword and (unknown := value.keys() - self.fields.keys()):
+            known = ", ".join(self.fields) or "none"
+            raise InvalidData(
+                f"{self.what[0].upper()}{self.what[1:]} has no parameter {min(unknown)!r}; its parameters: {known}."
+            )
         return self._codec.encode(self._codec.decode(msgspec.json.encode(value)))
 
     def decode(self, data: bytes | msgspec.Raw) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -173,7 +178,7 @@ class ArgumentsCodec:
         (name,) = self.fields
         type_ = hints.get(name)
         is_model = isinstance(type_, type) and (
-            issubclass(type_, (BaseModel, msgspec.Struct)) or dataclasses.is_dataclass(type_) or typing.is_typeddict(type_)
+            issubclass(type_, (BaseModel, msgspec.Struct)) or dataclasses.is_dataclass(type_) or is_typeddict(type_)
         )
         return name if is_model else ""
 
@@ -204,12 +209,16 @@ def _dict_of(type_: Any) -> Any:
     return dict[str, type_]
 
 
-def _holds_struct(type_: Any) -> bool:
+def _holds_struct(type_: Any, seen: frozenset[int] = frozenset()) -> bool:
+    """Say whether a msgspec Struct is anywhere in a type's tree; `seen` holds the ids of the types on the way, for recursive ones."""
     if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
         return True
-    if typing.is_typeddict(type_):
-        return any(_holds_struct(hint) for hint in typing.get_type_hints(type_).values())
-    return any(_holds_struct(argument) for argument in typing.get_args(type_))
+    if id(type_) in seen:
+        return False
+    seen |= {id(type_)}
+    if is_typeddict(type_) or dataclasses.is_dataclass(type_):
+        return any(_holds_struct(hint, seen) for hint in typing.get_type_hints(type_).values())
+    return any(_holds_struct(argument, seen) for argument in typing.get_args(type_))
 
 
 def _encode_model(value: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Programs that show how Ziggurat is used; each says at its top how to run it."""
