@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -117,6 +118,26 @@ def hold_thread(name: str, pay: bool = False) -> str:
     gates[f"{name}.out"].wait(60.0)
     gates[f"{name}.done"].set()
     return name
+
+
+@task(name="suite.hold_file")
+def hold_file(path: str) -> int:
+    """Make the file PATH.in, and return this process's id once there is a file PATH.out. For workers in other processes."""
+    Path(f"{path}.in").touch()
+    while not Path(f"{path}.out").exists():
+        time.sleep(0.005)
+    return os.getpid()
+
+
+@task(name="suite.stray_exit")
+async def stray_exit() -> None:
+    """Exit in an asyncio task of its own, which asyncio lets out of the event loop."""
+    await asyncio.create_task(_exit_soon())
+
+
+async def _exit_soon() -> None:
+    await asyncio.sleep(0.001)
+    sys.exit(4)
 
 
 @task(name="suite.talk")

@@ -195,6 +195,7 @@ class Worker:
             await asyncio.wait(tasks)
             if self._lease_thread is not None:
                 self._lease_thread.stop()
+                await asyncio.to_thread(self._lease_thread.join, 5.0)
             await self.close()
 
     async def _receive_until_stopped(self, others: Sequence[asyncio.Task[None]]) -> None:
@@ -350,7 +351,10 @@ class Worker:
         self._settled.set()
 
     def _count(self, outcome: Outcome) -> None:
-        setattr(self.tally, outcome.status, getattr(self.tally, outcome.status) + 1)
+        tally = self.tally
+        setattr(tally, outcome.status, getattr(tally, outcome.status) + 1)
+        if outcome.started_at:
+            tally.seconds += outcome.ended_at - outcome.started_at
 
     # -- leases and cancellations --------------------------------------------------------------------------------
 

@@ -1,0 +1,154 @@
+"""What a worker process says of itself over HTTP, on loopback: /healthz, /readyz and /metrics.
+
+    /healthz   200 while the last successful poll of the queue is young enough, else 503: restart this process
+    /readyz    200 while it takes work, else 503 with the reason
+    /metrics   Prometheus text format 0.0.4
+
+A process that is alive but no longer hears its queue looks healthy to everything except the age of its last poll.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ziggurat.clock import Clock
+from ziggurat.workers.memory import resident_bytes
+from ziggurat.workers.worker import Worker
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+#: Age in seconds of the last successful poll at which a worker counts as dead.
+MAX_POLL_AGE = 60.0
+#: How an attempt can end, as `Tally` counts it.
+ENDINGS = ("completed", "failed", "timeout", "crashed", "cancelled")
+
+
+class Health:
+    """The answers, without a server: for tests, and for doors that have one already.
+
+    Args:
+        workers: returns the workers of this process now.
+        max_poll_age: seconds after which a worker that has not heard its queue counts as dead.
+    """
+
+    def __init__(self, workers: Callable[[], Sequence[Worker]], clock: Clock, max_poll_age: float = MAX_POLL_AGE) -> None:
+        self._workers = workers
+        self._clock = clock
+        self._max_poll_age = max_poll_age
+
+    def poll_age(self) -> float:
+        """Return the age in seconds of the oldest worker's last successful poll; 0 without workers."""
+        now = self._clock.monotonic()
+        return max((now - worker.polled_at for worker in self._workers() if not worker.stopping), default=0.0)
+
+    def alive(self) -> tuple[bool, dict[str, Any]]:
+        """Say whether the process should go on living, and what is known of it."""
+        age = self.poll_age()
+        troubles = [trouble for worker in self._workers() if (trouble := worker.trouble())]
+        return age <= self._max_poll_age, {"poll_age_seconds": round(age, 3), "troubles": troubles}
+
+    def ready(self) -> tuple[bool, dict[str, Any]]:
+        """Say whether the process takes work."""
+        workers = self._workers()
+        reasons = [trouble for worker in workers if (trouble := worker.trouble())]
+        if not workers:
+            reasons.append("No worker runs in this process.")
+        elif all(worker.stopping for worker in workers):
+            reasons.append("The workers are draining.")
+        return not reasons, {"busy": sum(worker.busy for worker in workers), "reasons": reasons}
+
+    def metrics(self) -> str:
+        """Return the metrics in Prometheus text format."""
+        lines: list[str] = []
+        workers = list(self._workers())
+
+        def family(name: str, kind: str, text: str, samples: Sequence[tuple[dict[str, str], float]]) -> None:
+            lines.append(f"# HELP ziggurat_worker_{name} {text}")
+            lines.append(f"# TYPE ziggurat_worker_{name} {kind}")
+            lines.extend(f"ziggurat_worker_{name}{_labels(labels)} {value:.12g}" for labels, value in samples)
+
+        def each(value: Callable[[Worker], float]) -> list[tuple[dict[str, str], float]]:
+            return [({"worker": worker.name}, value(worker)) for worker in workers]
+
+        now = self._clock.monotonic()
+        ended = [
+            ({"worker": worker.name, "status": status}, float(getattr(worker.tally, status)))
+            for worker in workers
+            for status in ENDINGS
+        ]
+        family("attempts_started_total", "counter", "Attempts begun.", each(lambda w: w.tally.started))
+        family("attempts_ended_total", "counter", "Attempts ended, by the status of their outcome.", ended)
+        family("attempt_seconds_total", "counter", "Seconds that ended attempts ran.", each(lambda w: w.tally.seconds))
+        family("messages_released_total", "counter", "Messages handed back to the queue.", each(lambda w: w.tally.released))
+        family("leases_lost_total", "counter", "Leases that went to another worker.", each(lambda w: w.tally.lost))
+        family("busy", "gauge", "Attempts under way or not settled yet.", each(lambda w: w.busy))
+        family("slots", "gauge", "Attempts that may run at a time.", each(lambda w: w.options.concurrency))
+        family("abandoned", "gauge", "Attempts given up whose code runs on.", each(lambda w: w.abandoned))
+        family("poll_age_seconds", "gauge", "Age of the last successful poll.", each(lambda w: now - w.polled_at))
+        family("resident_memory_bytes", "gauge", "Memory that the process uses.", [({}, float(resident_bytes()))])
+        return "\n".join(lines) + "\n"
+
+
+class HealthServer:
+    """Serves the answers of a `Health` on loopback.
+
+    Args:
+        port: where to listen; 0 lets the system choose, and `port` says after `start` what it chose.
+        host: loopback unless a container's probes come from outside it.
+    """
+
+    def __init__(self, health: Health, port: int, host: str = "127.0.0.1") -> None:
+        self._health = health
+        self.host, self.port = host, port
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Begin to listen. Raises OSError if the port is taken."""
+        # Here, because a worker without a health port should not pay a third of a second for a web server.
+        from aiohttp import web
+
+        async def healthz(_: web.Request) -> web.Response:
+            return _answer(*self._health.alive())
+
+        async def readyz(_: web.Request) -> web.Response:
+            return _answer(*self._health.ready())
+
+        async def metrics(_: web.Request) -> web.Response:
+            return web.Response(text=self._health.metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+        app = web.Application()
+        app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self.host, self.port)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+
+def _answer(well: bool, body: dict[str, Any]) -> web.Response:
+    from aiohttp import web
+
+    return web.Response(
+        status=200 if well else 503, body=msgspec.json.encode({"ok": well, **body}), content_type="application/json"
+    )
+
+
+def _labels(labels: dict[str, str]) -> str:
+    if not labels:
+        return ""
+    inside = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
+    return "{" + inside + "}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

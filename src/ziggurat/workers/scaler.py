@@ -1,0 +1,113 @@
+"""Keeps a pool as large as its load wants: looks, chooses, scales, and says what bound the choice."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from msgspec.structs import replace
+
+from ziggurat.clock import Clock, SystemClock
+from ziggurat.errors import QueueUnavailable
+from ziggurat.queues.interface import Queue
+from ziggurat.records import Depth
+from ziggurat.workers.autoscale import Decision, Load, Meter, Policy, Quota, Recent, Stats, desired
+from ziggurat.workers.pools.interface import PoolSeen, WorkerPool
+
+logger = logging.getLogger("ziggurat.workers")
+
+#: Seconds between two looks.
+INTERVAL = 0.25
+
+
+class Scaler:
+    """Scales one pool by the depth of its queues.
+
+    Args:
+        queues: the queues that the pool serves; None for all that the queue knows.
+        quota: returns what inference allows the pool now.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        queue: Queue,
+        policy: Policy,
+        *,
+        queues: Sequence[str] | None = None,
+        quota: Callable[[], Quota] = Quota,
+        clock: Clock | None = None,
+    ) -> None:
+        self.pool = pool
+        self.policy = policy
+        self._queue = queue
+        self._queues = queues
+        self._quota = quota
+        clock = clock or SystemClock()
+        self._recent = Recent(clock)
+        self._meter = Meter(clock)
+        #: What was last seen and chosen, for views.
+        self.seen = PoolSeen()
+        self.depth = Depth()
+        self.decision: Decision | None = None
+
+    @property
+    def duration(self) -> float | None:
+        """Mean seconds of one attempt, as measured."""
+        return self._meter.duration
+
+    @property
+    def arrivals(self) -> float:
+        """Tasks that arrive in a second, as measured."""
+        return self._meter.arrivals
+
+    async def run(self) -> None:
+        """Look and scale until cancelled. While the queue is unavailable the pool stays as it is."""
+        down = False
+        while True:
+            try:
+                await self.look()
+                down = False
+            except QueueUnavailable as error:
+                if not down:
+                    logger.warning("The pool %s is not scaled while its queue is unavailable: %s", self.pool.name, error)
+                down = True
+            except Exception:
+                logger.exception("The pool %s could not be scaled; trying again.", self.pool.name)
+            await asyncio.sleep(INTERVAL)
+
+    async def look(self) -> Decision:
+        """Look once and scale. Raises QueueUnavailable."""
+        depths = await self._queue.depth(self._queues)
+        seen = await self.pool.look()
+        depth = sum(depths.values(), Depth())
+        self._meter.look(ended=seen.ended, seconds=seen.seconds, backlog=depth.ready + depth.leased)
+        load = Load(
+            waiting=depth.ready,
+            # The queue counts what every pool leased; the workers' own count is the pool's.
+            running=sum(worker.busy for worker in seen.workers if worker.state != "draining"),
+            duration=self._meter.duration,
+            arrivals=self._meter.arrivals,
+        )
+        stats = Stats(
+            loads=(load,),
+            workers=seen.size,
+            busy=seen.busy,
+            recent_demand=self._recent.largest(self.policy.idle_window),
+            quota=self._quota(),
+        )
+        decision = desired(stats, self.policy)
+        self._recent.note(decision.demand)
+        before = self.decision
+        if before is None or (decision.count, decision.constraint) != (before.count, before.constraint):
+            logger.info(
+                "The pool %s wants %d workers (%s): %s", self.pool.name, decision.count, decision.constraint, decision.explanation
+            )
+        self.seen, self.depth, self.decision = seen, depth, decision
+        await self.pool.scale(decision.count)
+        return decision
+
+    def bound(self, **changes: int) -> None:
+        """Change the policy's minimum or maximum while it runs."""
+        self.policy = replace(self.policy, **changes)
