@@ -373,6 +373,8 @@ class EmbeddedOrchestrator(Orchestrator):
             else:
                 for view in step_views([], resident.execution):
                     yield RunEvent(run=run, kind="step", step=view)
+                if resident.run.status not in STOPPED:
+                    yield RunEvent(run=run, kind="status", status=resident.run.status, reason=resident.run.reason)
             while True:
                 happening = await watcher.get()
                 if happening.kind == "history" and happening.offset <= seen:
