@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
@@ -31,7 +30,7 @@ from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.orchestrator.remote import OwnerGone
 from ziggurat.program.definitions import Workflow
 from ziggurat.records import STOPPED, DeadLetter, Event, Run, RunEvent, RunFilter, RunStatus, StartRequest, StepView
-from ziggurat.settings import Settings, load_settings
+from ziggurat.settings import Settings, load_settings, local_settings
 from ziggurat.units import Money, dollars
 
 P = ParamSpec("P")
@@ -66,9 +65,8 @@ class Client:
 
     @classmethod
     def local(cls, path: Path | str = ".ziggurat/state.db") -> Client:
-        """Return a client of the embedded system on this state file, with the defaults for everything else. Raises SettingsError."""
-        environ = {"ZIGGURAT_ORCHESTRATOR__PATH": str(Path(path).absolute()), **_keys(os.environ)}
-        return cls(load_settings(os.devnull, environ))
+        """Return a client of the embedded system on this state file, with the defaults for everything else."""
+        return cls(local_settings(path))
 
     async def __aenter__(self) -> Client:
         """Attach to the system. Raises LayerUnreachable, ConfigurationError."""
@@ -421,8 +419,3 @@ def _random_id() -> str:
 
 def _epoch(moment: datetime | float | None) -> float | None:
     return moment.timestamp() if isinstance(moment, datetime) else moment
-
-
-def _keys(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return only those variables that make built-in endpoints exist."""
-    return {name: environ[name] for name in ("GMI_API_KEY", "OPENAI_API_KEY") if name in environ}

@@ -22,9 +22,9 @@ from ziggurat.records import Chunk, Completion, Prompt
 from ziggurat.settings import EndpointSettings, ModelSettings, PriceSettings, Settings
 
 ENDPOINTS: Mapping[str, str] = {
-    "openai": "ziggurat.inference.backends.openai_compatible:OpenAICompatible",
-    "local": "ziggurat.inference.backends.local:LocalEndpoint",
-    "scripted": "ziggurat.inference.backends.scripted:ScriptedEndpoint",
+    "openai": "ziggurat.inference.backends.openai_compatible:create",
+    "local": "ziggurat.inference.backends.local:create",
+    "scripted": "ziggurat.inference.backends.scripted:create",
 }
 
 

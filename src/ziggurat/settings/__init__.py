@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ziggurat.settings.reading import load_settings
+from ziggurat.settings.reading import load_settings, local_settings
 from ziggurat.settings.reference import settings_reference
 from ziggurat.settings.table import (
     FILE_NAME,
@@ -29,5 +29,6 @@ __all__ = [
     "TimeoutSettings",
     "WorkerSettings",
     "load_settings",
+    "local_settings",
     "settings_reference",
 ]

@@ -57,6 +57,12 @@ def load_settings(path: Path | str | None = None, environ: Mapping[str, str] | N
     return settings
 
 
+def local_settings(state: Path | str, environ: Mapping[str, str] | None = None) -> Settings:
+    """Return the defaults with the state file `state`: no settings file and no ZIGGURAT_* variable counts."""
+    settings = Settings.model_validate({"orchestrator": {"path": str(Path(state).expanduser().absolute())}})
+    return settings.model_copy(update=_built_in(settings, os.environ if environ is None else environ))
+
+
 def _find(path: Path | str | None, environ: Mapping[str, str]) -> Path | None:
     named = path or environ.get(FILE_VARIABLE) or None
     found = Path(named) if named else Path(FILE_NAME)
