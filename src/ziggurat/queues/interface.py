@@ -83,7 +83,8 @@ class Queue(ABC):
 
     @abstractmethod
     async def send(self, messages: Sequence[Message], *, delay: float = 0.0) -> None:
-        """Put messages on their lanes, to be ready after `delay` seconds. An id that the queue holds already is left as it is.
+        """Put messages on their lanes, to be ready after `delay` seconds. An id that the queue holds already is left as it is;
+        one among the dead letters leaves them and lives again.
 
         Raises Overloaded when a lane is full (then none of the batch was taken), PayloadTooLarge.
         """

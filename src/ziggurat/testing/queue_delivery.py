@@ -149,6 +149,20 @@ class DeliveryPromises(QueueHarness):
             assert await queue.release([delivery]) == fenced
             await self.assert_no_outcome(queue)
 
+    async def test_an_earlier_life_of_an_id_has_no_say_in_a_later_one(self) -> None:
+        async with self.opened() as queue:
+            again = message()
+            await queue.send([again])
+            earlier = await self.take_one(queue)
+            await self.finish(queue, [earlier])
+            # As an orchestrator does that lost the outcome, for example to a restored backup.
+            await queue.send([again])
+            later = await self.take_one(queue)
+            assert await queue.settle([(earlier, outcome_of(earlier))]) == {again.id}
+            assert await queue.extend([earlier]) == {again.id}
+            assert await queue.release([earlier]) == {again.id}
+            await self.finish(queue, [later])
+
     async def test_one_fenced_delivery_leaves_the_rest_of_its_batch_alone(self) -> None:
         async with self.opened() as queue:
             await queue.send(messages(3))
@@ -269,6 +283,17 @@ class DeliveryPromises(QueueHarness):
             assert await queue.settle([(zombie, outcome_of(zombie))]) == {zombie.message.id}
             await self.finish(queue, [owner])
             assert await queue.redrive([zombie.message.id]) == 0
+
+    async def test_a_dead_letter_that_is_sent_anew_lives_again(self) -> None:
+        async with self.opened(max_deliveries=1) as queue:
+            again = message()
+            await queue.send([again])
+            await queue.release([await self.take_one(queue)], reason="no")
+            await queue.ack_outcomes(await self.take_outcomes(queue))
+            await queue.send([again])
+            assert await queue.dead_letters() == []
+            assert await self.counts(queue) == (1, 0, 0, 0)
+            await self.finish(queue, [await self.take_one(queue)])
 
     async def test_discard_forgets_dead_letters(self) -> None:
         async with self.opened(max_deliveries=1) as queue:

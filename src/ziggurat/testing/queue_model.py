@@ -17,10 +17,10 @@ from ziggurat.queues.interface import Queue
 from ziggurat.records import Delivery, Message
 from ziggurat.testing.queue_harness import LONG, QUEUE, QueueHarness, message, outcome_of
 
-MAX_DELIVERIES = 3
+MAX_DELIVERIES = 2
 #: Small numbers make sequences meet each other: the same few messages, workers and deliveries again and again.
-NAMES = st.integers(0, 5)
-CHOICES = st.integers(0, 30)
+NAMES = st.integers(0, 3)
+CHOICES = st.integers(0, 12)
 BATCH = st.integers(1, 4)
 
 OPERATION = st.one_of(
@@ -95,7 +95,7 @@ class ModelPromises(QueueHarness):
         number = self.examples * max(100, settings.default.max_examples if settings.default else 0) // 100
 
         @settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
-        @given(operations=st.lists(OPERATION, min_size=5, max_size=60))
+        @given(operations=st.lists(OPERATION, min_size=20, max_size=80))
         def follow(operations: list[tuple[Any, ...]]) -> None:
             asyncio.run(self._follow(operations))
 
@@ -117,7 +117,7 @@ class _Walk:
     def __init__(self, suite: QueueHarness, queue: Queue, lease: float) -> None:
         self.suite, self.queue, self.lease = suite, queue, lease
         self.model = Model()
-        self.messages = [message(priority=1 + number % 3, namespace=f"n{number % 2}") for number in range(6)]
+        self.messages = [message(priority=1 + number % 3, namespace=f"n{number % 2}") for number in range(4)]
         self.deliveries: list[Delivery] = []
 
     def _some(self, choice: int, number: int) -> list[Delivery]:
@@ -214,12 +214,12 @@ class _Walk:
 
     async def redrive(self, name: int) -> None:
         id_ = self.messages[name].id
+        if id_ in self.model.outcomes:
+            return  # Whether a death that is reported and not yet recorded can be taken back is not promised.
         redriven = await self.queue.redrive([id_])
         assert redriven == (id_ in self.model.dead)
         if redriven:
             self.model.held[id_] = Held(self.model.dead.pop(id_))
-            # A death that nobody recorded yet did not happen.
-            self.model.outcomes.pop(id_, None)
 
     async def discard(self, name: int) -> None:
         id_ = self.messages[name].id
