@@ -13,6 +13,7 @@ buckets     token buckets of rates, until they are full again.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import sqlite3
@@ -68,7 +69,10 @@ class SqliteFile:
         self.attempt(self._open)
 
     def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
         # Payloads are private: the file is made for its owner alone, and SQLite gives its companions the same mode.
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self.close()
