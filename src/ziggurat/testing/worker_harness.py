@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -36,7 +36,16 @@ class WorkerHarness(QueueHarness):
     def make_worker(self, queue: Queue, **options: Any) -> Worker:
         """Return a worker over an open queue, not yet running."""
         fields = {"poll": 0.2, "cleanup": 5.0, "processes": 2, **options}
-        return Worker(queue, Registry(["ziggurat.testing.worker_tasks"]), options=WorkerOptions(**fields))
+        return Worker(
+            queue,
+            Registry(["ziggurat.testing.worker_tasks"]),
+            options=WorkerOptions(**fields),
+            lease_keeper=self.lease_keeper(queue),
+        )
+
+    def lease_keeper(self, queue: Queue) -> Callable[[], Queue] | None:
+        """Return what makes a second connection for the thread that renews leases; None where the event loop renews them."""
+        return None
 
     @asynccontextmanager
     async def working(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -352,6 +353,11 @@ class LeasePromises(WorkerHarness):
 
 class WorkerSuite(RunningPromises, FailurePromises, LimitPromises, LeasePromises):
     """Every promise of a worker."""
+
+    @pytest.fixture(autouse=True)
+    def _gates_of_this_test(self) -> Iterator[None]:
+        yield
+        gates.open_all()
 
 
 __all__ = ["QUEUE", "WorkerSuite"]

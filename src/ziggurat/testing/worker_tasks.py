@@ -43,6 +43,13 @@ class Gates:
         with self._lock:
             return self._events.setdefault(name, threading.Event())
 
+    def open_all(self) -> None:
+        """Set every event, so that nobody is left waiting, and forget them."""
+        with self._lock:
+            for event in self._events.values():
+                event.set()
+            self._events.clear()
+
     async def passed(self, name: str, timeout: float = 30.0) -> None:
         """Wait until an event is set. Raises TimeoutError."""
         event = self[name]

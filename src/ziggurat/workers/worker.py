@@ -298,9 +298,16 @@ class Worker:
 
     async def _settle(self, finished: Sequence[tuple[Attempt, Outcome]]) -> None:
         """Settle outcomes, retrying until the queue takes or fences them."""
+        settled = [(attempt.delivery, outcome) for attempt, outcome in finished]
+        tries = 0
+
+        def settle() -> Awaitable[set[str]]:
+            nonlocal tries
+            tries += 1
+            return self._queue.settle(settled)
+
         try:
-            settled = [(attempt.delivery, outcome) for attempt, outcome in finished]
-            fenced = await self._call("settle", lambda: self._queue.settle(settled))
+            fenced = await self._call("settle", settle)
         except Exception as error:
             await self._settle_singly(finished, error)
             return
@@ -311,7 +318,9 @@ class Worker:
                     self._finished.append((attempt, outcome))
                     again = True
                     continue
-                self._fenced(attempt)
+                if tries == 1:
+                    self._fenced(attempt)
+                # At a later try the first may have been done, with its answer lost, and is no reason to alarm anyone.
             self._count(outcome)
             self._let_go(attempt)
         if again:
