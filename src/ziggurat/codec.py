@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 import typing
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -33,7 +34,7 @@ class Codec(Generic[T]):
         self.type = type_
         self.what = what
         self._misfit = misfit or f"{what} does not fit {_name(type_)}"
-        self._msgspec = _holds_struct(type_)
+        self._msgspec = _needs_msgspec(type_)
         if self._msgspec:
             self._decoder = msgspec.json.Decoder(type_, dec_hook=_decode_model)
             self._encoder = msgspec.json.Encoder(enc_hook=_encode_model)
@@ -209,16 +210,21 @@ def _dict_of(type_: Any) -> Any:
     return dict[str, type_]
 
 
-def _holds_struct(type_: Any, seen: frozenset[int] = frozenset()) -> bool:
-    """Say whether a msgspec Struct is anywhere in a type's tree; `seen` holds the ids of the types on the way, for recursive ones."""
+def _needs_msgspec(type_: Any, seen: frozenset[int] = frozenset()) -> bool:
+    """Say whether a type's tree holds what pydantic does not take; `seen` holds the ids of the types on the way, for recursive ones.
+
+    That is a msgspec Struct anywhere, and before Python 3.12 a TypedDict of the standard library, which lacks what pydantic reads.
+    """
     if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
+        return True
+    if sys.version_info < (3, 12) and typing.is_typeddict(type_):
         return True
     if id(type_) in seen:
         return False
     seen |= {id(type_)}
     if is_typeddict(type_) or dataclasses.is_dataclass(type_):
-        return any(_holds_struct(hint, seen) for hint in typing.get_type_hints(type_).values())
-    return any(_holds_struct(argument, seen) for argument in typing.get_args(type_))
+        return any(_needs_msgspec(hint, seen) for hint in typing.get_type_hints(type_).values())
+    return any(_needs_msgspec(argument, seen) for argument in typing.get_args(type_))
 
 
 def _encode_model(value: Any) -> Any:
