@@ -1,0 +1,42 @@
+"""Runs benchmarks and writes their results: `python -m benchmarks [embedded] [queue] [--quick] [--only NAME]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+from benchmarks import report
+from benchmarks.harness import PATIENCE, say
+
+#: Every benchmark is a module with `run`; the names are the arguments of this command.
+BENCHMARKS = ("embedded",)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure Ziggurat beside its peers.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, once each, nothing saved: does everything work?")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="SIDE", help="leave out sides whose name does not contain this"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="repetitions of the measurements that are medians")
+    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds to wait for a quiet machine, in all")
+    given = parser.parse_args()
+    for name in given.names or BENCHMARKS:
+        if name not in BENCHMARKS:
+            parser.error(f"there is no benchmark {name!r}; there are: {', '.join(BENCHMARKS)}")
+        module = importlib.import_module(f"benchmarks.{name}")
+        measured = module.run(
+            quick=given.quick,
+            repeats=1 if given.quick else given.repeats,
+            only=given.only,
+            patience=0.0 if given.quick else given.patience,
+        )
+        if not given.quick and not given.only:
+            say(f"Written to {measured.save()}.")
+            report.write_page()
+        print(report.render(measured.data()))
+
+
+if __name__ == "__main__":
+    main()
