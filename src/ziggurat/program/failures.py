@@ -75,8 +75,12 @@ def _class_for(name: str) -> type[TaskError]:
     if issubclass(found, TaskError):
         return found
     try:
-        return type(found.__name__, (TaskError, found), {"__module__": found.__module__, "__doc__": found.__doc__})
-    except TypeError:  # the two classes' memory layouts differ
+        joined: type[TaskError] = type(
+            found.__name__, (TaskError, found), {"__module__": found.__module__, "__doc__": found.__doc__}
+        )
+        joined.__new__(joined, "")
+        return joined
+    except Exception:  # The memory layouts differ, or the class must be made in a way of its own, as MemoryError must.
         return TaskError
 
 
