@@ -203,7 +203,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
     if isinstance(error, ZigguratError):
         code, text = error.exit_code, str(error)
     elif hasattr(error, "format_message"):  # The command line itself is wrong; typer's class for it is private.
-        code, kind, text = 2, "UsageError", error.format_message()
+        code, kind, text = 2, "UsageError", _usage(error)
     elif isinstance(error, typer.Abort):
         text = "Nothing was done."
     elif isinstance(error, (PermissionError, FileNotFoundError, IsADirectoryError, NotADirectoryError)) and error.filename:
@@ -217,6 +217,12 @@ def report(error: BaseException, *, as_json: bool) -> int:
     if as_json:
         answer_json({"error": {"type": kind, "message": text, "exit_code": code}})
     return code
+
+
+def _usage(error: Any) -> str:
+    text = str(error.format_message()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{text}; see `{context.command_path if context is not None else 'ziggurat'} --help`."
 
 
 def _shorten(text: str) -> str:
