@@ -18,7 +18,6 @@ from ziggurat.errors import (
 from ziggurat.inference.capabilities import weakened
 from ziggurat.inference.retrying import RetryOptions, backoff
 from ziggurat.inference.routes import Route, Standing, choose, misfit
-from ziggurat.inference.tokens import TokenEstimator
 from ziggurat.program.context import current_attempt
 from ziggurat.records import Prompt
 from ziggurat.units import human_seconds
@@ -34,7 +33,6 @@ class Call:
         self,
         prompt: Prompt,
         routes: list[Route],
-        tokens: TokenEstimator,
         options: RetryOptions,
         clock: Clock,
         rng: random.Random,
@@ -50,10 +48,9 @@ class Call:
         self._deadline = clock.monotonic() + self._total
         for standing in self.standings:
             route = standing.route
-            estimate = tokens.prompt(prompt, route.upstream) if route.capabilities.context else 0
-            if why := misfit(prompt, route.capabilities, estimate):
+            if why := misfit(prompt, route.capabilities):
                 kind = ContextTooLong if "context" in why else RequestRejected
-                standing.error = kind(f"It was not asked: {why}.", endpoint=route.lane.endpoint.name, model=prompt.model)
+                standing.error = kind(f"it was not asked, since {why}.", endpoint=route.lane.endpoint.name, model=prompt.model)
                 standing.out = True
 
     def left(self) -> float:
@@ -70,6 +67,7 @@ class Call:
             if wait <= 0:
                 if not standing.attempts and not standing.limited:
                     standing.route.lane.budget.call(now)
+                standing.asked = True
                 standing.asked_with = standing.route.capabilities
                 return standing
             if standing.route.breaker.wait(now) > self._options.patience:
@@ -143,9 +141,9 @@ class Call:
             return ModelNotFound(f"The model {self.prompt.model!r} has no routes.", model=self.prompt.model)
         waits = [e.retry_after for e in errors if e.retry_after is not None]
         chosen = next((e for e in errors if e.retryable), errors[-1])
-        if len(self.standings) == 1:
-            only = self.standings[0]
-            tried = only.attempts + only.limited
+        only = self.standings[0]
+        tried = only.attempts + only.limited
+        if len(self.standings) == 1 and only.asked:
             text = str(chosen) + (f" (Tried {tried} times.)" if tried > 1 else "")
         else:
             text = f"No route of the model {self.prompt.model!r} answered. {self._said()}"

@@ -45,7 +45,7 @@ TABLE: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 _WEAKER = {"json_schema": "json_object", "tool": "json_object", "json_object": "prompt"}
 
-_FORMAT = re.compile(r"response_?format|json_?schema|json_?object|structured.?output|guided", re.IGNORECASE)
+_FORMAT = re.compile(r"response_?format|json[_ ]?schema|json[_ ]?object|structured.?output|guided", re.IGNORECASE)
 _TOOL_CHOICE = re.compile(r"tool_?choice", re.IGNORECASE)
 _SAMPLING = re.compile(r"['\"`]?(temperature|top_p)['\"`]?", re.IGNORECASE)
 _COMPLETION_TOKENS = re.compile(r"max_completion_tokens", re.IGNORECASE)

@@ -137,7 +137,7 @@ class Router(ModelCaller):
             await endpoint.close()
 
     def _call(self, prompt: Prompt) -> Call:
-        return Call(prompt, self._table.of(prompt.model), self.tokens, self.options, self.clock, self._rng, self.pause)
+        return Call(prompt, self._table.of(prompt.model), self.options, self.clock, self._rng, self.pause)
 
     # -- one attempt -------------------------------------------------------------------------------------------------
 

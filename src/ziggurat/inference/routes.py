@@ -15,6 +15,7 @@ from ziggurat.inference.interface import Capabilities, CapabilityOverrides, Endp
 from ziggurat.inference.limits import Gate
 from ziggurat.inference.prices import Tariff, tariff
 from ziggurat.inference.retrying import Breaker, RetryBudget, RetryOptions
+from ziggurat.inference.tokens import raw_tokens
 from ziggurat.records import Prompt
 
 #: A route that only waits for its own short back-off is waited for, rather than left for the next: the next may be another model.
@@ -150,7 +151,7 @@ class Routes:
 class Standing:
     """What one call has learned of one route."""
 
-    __slots__ = ("asked_with", "attempts", "error", "limited", "not_before", "out", "route")
+    __slots__ = ("asked", "asked_with", "attempts", "error", "limited", "not_before", "out", "route")
 
     def __init__(self, route: Route) -> None:
         self.route = route
@@ -160,6 +161,7 @@ class Standing:
         #: True once the call is done with the route.
         self.out = False
         self.error: InferenceError | None = None
+        self.asked = False
         #: The capabilities that the last attempt was shaped to.
         self.asked_with = route.capabilities
 
@@ -189,13 +191,15 @@ def choose(standings: list[Standing], now: float) -> tuple[Standing | None, floa
     return soonest, shortest
 
 
-def misfit(prompt: Prompt, capabilities: Capabilities, tokens: int) -> str:
-    """Return why a route cannot serve the prompt, or "" if it can, as far as is known. `tokens` is an estimate of the prompt's."""
+def misfit(prompt: Prompt, capabilities: Capabilities) -> str:
+    """Return why a route cannot serve the prompt, or "" if it can, as far as is known."""
     if not capabilities.vision and any(
         part.get("type") not in (None, "text") for m in prompt.messages if isinstance(m.content, list) for part in m.content
     ):
         return "it takes no images or files"
-    # The estimate may be a third too high; what is in doubt is left to the endpoint, which knows.
-    if capabilities.context and tokens * 0.66 > capabilities.context:
-        return f"the prompt of about {tokens:,} tokens does not fit its context of {capabilities.context:,}"
+    if capabilities.context:
+        tokens = raw_tokens(prompt)
+        # What is in doubt is left to the endpoint, which knows: the estimate may be a third too high.
+        if tokens * 0.66 > capabilities.context:
+            return f"the prompt of about {int(tokens):,} tokens does not fit its context of {capabilities.context:,}"
     return ""

@@ -7,6 +7,7 @@ above, in `ziggurat.program.llm`.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -68,7 +69,7 @@ class Unshaping:
         try:
             said = msgspec.json.decode(text[text.find("{") : text.rfind("}") + 1])
         except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError):
-            return text, []
+            return (text if self._answer_as_json else _begun(text)), []
         if isinstance(said, dict) and isinstance(said.get("tool"), str):
             arguments = _encode(said.get("arguments") or {}).decode()
             return "", [ToolCall(id=f"call_{self._number}", name=said["tool"], arguments=arguments)]
@@ -76,6 +77,21 @@ class Unshaping:
             answer = said["answer"]
             return (answer if isinstance(answer, str) and not self._answer_as_json else _encode(answer).decode()), []
         return text, []
+
+
+def _begun(text: str) -> str:
+    """Return the text of {"answer": "… that was cut by max_tokens, or the text as it stands."""
+    match = re.match(r'\s*\{\s*"answer"\s*:\s*"', text)
+    if match is None:
+        return text
+    begun = text[match.end() :]
+    for end in range(len(begun), max(-1, len(begun) - 8), -1):  # The cut may be inside an escape of up to six characters.
+        try:
+            answer: str = msgspec.json.decode(f'"{begun[:end]}"', type=str)
+        except msgspec.MsgspecError:
+            continue
+        return answer
+    return text
 
 
 def shape(prompt: Prompt, capabilities: Capabilities) -> tuple[Prompt, Unshaping | None]:
@@ -198,14 +214,24 @@ def _tools_by_schema(prompt: Prompt) -> tuple[Prompt, Unshaping | None]:
     schema: dict[str, Any] = {"anyOf": forms} if len(forms) > 1 else forms[0]
     if definitions:
         schema = {**schema, "$defs": definitions}
-    listed = "\n".join(
-        f"- {t.name}: {' '.join(t.description.split())} Arguments: {_encode(t.parameters).decode()}" for t in tools
-    )
-    end = ' or, once you know enough, with {"answer": ...}' if may_answer else ""
-    text = f'You can call these tools:\n{listed}\nAnswer with {{"tool": name, "arguments": {{...}}}} to call one{end}.'
+    # Of the wordings that were tried on SmolLM2-135M, the shortest chose best.
+    listed = "\n".join(f"{_signature(t)}: {' '.join(t.description.split())}" for t in tools)
+    text = f'Tools:\n{listed}\n\nIf a tool can help, call it: {{"tool": "name", "arguments": {{...}}}}'
+    if may_answer:
+        text += '\nOtherwise answer: {"answer": ...}'
     shaped = replace(_with_system(prompt, text), schema=schema, schema_name="call_or_answer")
     number = sum(m.role == "user" for m in messages)
     return shaped, Unshaping(calls_by_schema=True, answer_as_json=prompt.schema is not None, number=number)
+
+
+def _signature(tool: Tool) -> str:
+    """Return a tool as name(argument: type, …); an argument whose type is no single word is shown as its schema."""
+    shown = []
+    for name, schema in tool.parameters.get("properties", {}).items():
+        type_ = schema.get("type") if isinstance(schema, dict) else None
+        plain = isinstance(type_, str) and type_ not in ("object", "array")
+        shown.append(f"{name}: {type_ if plain else _encode(schema).decode()}")
+    return f"{tool.name}({', '.join(shown)})"
 
 
 def _call_form(tool: Tool, definitions: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ BYTES_PER_TOKEN = 4.0
 TOKENS_PER_MESSAGE = 4
 #: An image's usual cost, where the parts say nothing of its size.
 TOKENS_PER_IMAGE = 1000
-#: How much one observation moves the ratio.
-_LEARNING = 0.1
+#: How much one observation of a long prompt moves the ratio. Short prompts move it less: what their chat template adds is no ratio.
+_LEARNING, _LONG = 0.1, 500.0
 
 
 class TokenEstimator:
@@ -42,7 +42,7 @@ class TokenEstimator:
         if tokens > 0 and raw > 0:
             known = self._ratios.get(upstream, 1.0)
             seen = min(8.0, max(0.125, tokens / raw))
-            self._ratios[upstream] = known + _LEARNING * (seen - known)
+            self._ratios[upstream] = known + _LEARNING * min(1.0, raw / _LONG) * (seen - known)
 
 
 def raw_tokens(prompt: Prompt) -> float:
