@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from ziggurat.clock import Clock
@@ -64,15 +65,19 @@ def load_backend(layer: str, name: str, table: Mapping[str, str]) -> Any:
     return found
 
 
-def build_queue(settings: Settings, clock: Clock) -> Queue:
-    """Return the configured queue, not yet open. Raises ConfigurationError, MissingExtra."""
+def build_queue(settings: Settings, clock: Clock, *, crashbook: Path | None = None) -> Queue:
+    """Return the configured queue, not yet open. Raises ConfigurationError, MissingExtra.
+
+    `crashbook` is where a queue in memory remembers what was being worked on when its process died.
+    """
     wanted = settings.queue
     made = load_backend("queue", wanted.backend, QUEUES)
     if wanted.backend not in QUEUES:
         return cast(Queue, made(settings))
     options = QueueOptions(lease=wanted.lease, max_deliveries=wanted.max_deliveries, capacity=wanted.capacity)
     place = _QUEUE_PLACE[wanted.backend](settings) if wanted.backend in _QUEUE_PLACE else [plain(wanted.url)]
-    return cast(Queue, made(*place, options, clock=clock))
+    memory = {"crashbook": crashbook} if wanted.backend == "memory" else {}
+    return cast(Queue, made(*place, options, clock=clock, **memory))
 
 
 def build_orchestrator(settings: Settings, queue: Queue, registry: Registry, clock: Clock, *, drive: bool) -> Orchestrator:
@@ -83,7 +88,9 @@ def build_orchestrator(settings: Settings, queue: Queue, registry: Registry, clo
         return cast(Orchestrator, made(settings, queue, registry))
     from ziggurat.orchestrator.embedded.options import EngineOptions
 
-    options = EngineOptions(max_resident_runs=wanted.max_resident_runs, history_limit=wanted.history_limit)
+    options = EngineOptions(
+        max_resident_runs=wanted.max_resident_runs, history_limit=wanted.history_limit, retention=wanted.retention
+    )
     return cast(Orchestrator, made(settings.state_path, queue, registry, options=options, clock=clock, drive=drive))
 
 

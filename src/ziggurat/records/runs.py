@@ -80,6 +80,7 @@ class RunFilter(Struct, frozen=True, omit_defaults=True, kw_only=True):
     namespace: str = ""
     since: float | None = None
     until: float | None = None
+    ended_before: float | None = None
     tags: dict[str, str] = {}
     parent: str | None = None
     #: Text that the id must contain.

@@ -35,9 +35,12 @@ from ziggurat.orchestrator.interface import Capabilities, Orchestrator
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue
 from ziggurat.records import ENDED, STOPPED, DeadLetter, Event, Run, RunEvent, RunFilter, StartRequest, StepView, Usage
+from ziggurat.units import human_seconds
 
 log = logging.getLogger("ziggurat.orchestrator")
 
+#: Longest time between two purges of what is past its retention, in seconds.
+_RETAIN_EVERY = 600.0
 #: Runs replayed between two looks at the event loop while an engine opens.
 _RECOVER_AT_ONCE = 100
 
@@ -115,6 +118,8 @@ class EmbeddedOrchestrator(Orchestrator):
                 asyncio.create_task(self._recover(), name="ziggurat-recover"),
                 asyncio.create_task(self._take_progress(), name="ziggurat-progress"),
             ]
+            if self.options.retention is not None:
+                self._tasks.append(asyncio.create_task(self._retain(self.options.retention), name="ziggurat-retention"))
 
     async def close(self) -> None:
         """Stop driving, write what is pending, and let go of the state file."""
@@ -151,6 +156,14 @@ class EmbeddedOrchestrator(Orchestrator):
 
     # -- inside the engine ----------------------------------------------------------------------------------------
 
+    async def _retain(self, retention: float) -> None:
+        """Purge runs that ended longer ago than they are kept, now and then."""
+        while True:
+            purged = await self.purge(RunFilter(ended_before=self.clock.time() - retention))
+            if purged:
+                log.info("%d runs that ended more than %s ago were purged.", purged, human_seconds(retention))
+            await asyncio.sleep(min(max(retention / 10, 1.0), _RETAIN_EVERY))
+
     async def _take_progress(self) -> None:
         while True:
             try:
@@ -166,7 +179,7 @@ class EmbeddedOrchestrator(Orchestrator):
             if existing is not None:
                 await self._settled_writes(request.id)
                 return existing
-        self.registry.workflow(request.workflow)
+        self.registry.workflow(request.workflow, request.entry)
         run = new_run(request, self.clock.time())
         resident, write = self.driver.admit(run)
         await self._journal.durable(write)

@@ -19,6 +19,8 @@ class EngineOptions(Struct, frozen=True, kw_only=True):
     sweep_age: float = 30.0
     #: Arguments up to this many bytes are kept in the history for people to read.
     keep_input: int = 2_000
+    #: How long ended runs are kept; None keeps them until they are purged.
+    retention: float | None = None
     #: For tests: evict every run whenever it rests, so that everything is always a replay.
     evict_always: bool = False
     #: For seeds of jitter; None takes the system's.

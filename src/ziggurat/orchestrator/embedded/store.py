@@ -160,15 +160,6 @@ class Reader:
         )
         yield from rows
 
-    def unfinished_entries(self) -> list[str]:
-        """Return the "module:workflow" of the runs that have not ended, each once."""
-        rows = self._execute(
-            "SELECT DISTINCT json_extract(CAST(head AS TEXT), '$.entry') FROM runs "
-            "WHERE status IN ('running', 'pending', 'waiting', 'paused', 'parked')",
-            (),
-        )
-        return [entry for (entry,) in rows if entry]
-
     def runs(self, where: RunFilter) -> list[Run]:
         """Return runs that match, newest first, without payloads and results."""
         sql, values = _where(where)
@@ -221,6 +212,8 @@ def _where(where: RunFilter) -> tuple[str, list[Any]]:
         add("created_at >= ?", where.since)
     if where.until is not None:
         add("created_at < ?", where.until)
+    if where.ended_before is not None:
+        add("ended_at < ?", where.ended_before)
     if where.parent is not None:
         add("parent = ?", where.parent)
     if where.search:
