@@ -358,3 +358,42 @@ def test_equal_inputs_are_runs_of_their_own(shop: Project) -> None:
     shop.write("in.jsonl", '{"n": 1}\n{"n": 1}\n')
     shop.ok("batch", "shop:check", "in.jsonl", "-o", "out.jsonl")
     assert len({line["id"] for line in lines(shop.folder / "out.jsonl")}) == 2
+
+
+# -- dead letters ---------------------------------------------------------------------------------------------------
+
+
+def test_a_task_that_kills_its_process_becomes_a_dead_letter_and_can_be_redriven(project: Project) -> None:
+    project.write(
+        "killer.py",
+        """
+        import os
+
+        from ziggurat import task, workflow
+
+
+        @task(retry=1)
+        async def kills(flag: str) -> str:
+            if not os.path.exists(flag):
+                os._exit(9)
+            return "alive"
+
+
+        @workflow
+        async def flow(flag: str) -> str:
+            return await kills(flag)
+        """,
+    )
+    project.write("ziggurat.toml", "[queue]\nmax_deliveries = 2\n")
+    command = ("run", "killer:flow", "-i", json.dumps({"flag": str(project.folder / "flag")}), "--id", "k")
+    assert [project.run(*command).code for _ in range(2)] == [9, 9]
+    failed = project.run(*command)
+    assert failed.code == 1
+    assert "died 2 times" in failed.error
+    (letter,) = project.ok("deadletters", "list", "--json").json
+    assert (letter["run"], letter["task"]) == ("k", "kills")
+    assert "died 2 times" in project.ok("deadletters", "list").out
+    project.write("flag", "")
+    assert project.ok("deadletters", "redrive", letter["id"]).out == "1 run taken up\n"
+    assert project.ok("watch", "k").out == "alive\n"
+    assert project.ok("deadletters", "list", "--json").json == []

@@ -10,7 +10,8 @@ from ziggurat.assembly.attaching import Attachment, Mode, StateSeen, attach, loo
 from ziggurat.assembly.backends import LOCAL_QUEUES, build_queue
 from ziggurat.assembly.endpoints import build_endpoint, build_models
 from ziggurat.assembly.models import script_models, use_models_in_child
-from ziggurat.assembly.system import System, make_importable
+from ziggurat.assembly.modules import make_importable
+from ziggurat.assembly.system import System
 
 __all__ = [
     "LOCAL_QUEUES",

@@ -10,12 +10,13 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from ziggurat.assembly.backends import build_queue
-from ziggurat.assembly.system import System, make_importable
+from ziggurat.assembly.modules import AppRegistry, make_importable
+from ziggurat.assembly.system import System
 from ziggurat.clock import SystemClock
 from ziggurat.errors import StateLocked
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.orchestrator.remote import OwnerGone, RemoteOrchestrator
-from ziggurat.program.registry import Registry, load_workflow
+from ziggurat.program.registry import load_workflow
 from ziggurat.records import Depth, RunFilter
 from ziggurat.settings import Settings
 
@@ -30,7 +31,7 @@ class Attachment:
     """How a client reaches the system: it hosts it, talks to the process that does, or reads the file that no process owns."""
 
     def __init__(
-        self, settings: Settings, orchestrator: Orchestrator, *, system: System | None = None, registry: Registry | None = None
+        self, settings: Settings, orchestrator: Orchestrator, *, system: System | None = None, registry: AppRegistry | None = None
     ) -> None:
         self._settings = settings
         self.orchestrator = orchestrator
@@ -43,11 +44,11 @@ class Attachment:
         return self.system is not None
 
     @property
-    def registry(self) -> Registry:
+    def registry(self) -> AppRegistry:
         """What this process knows of tasks and workflows; the app's modules are imported at the first use."""
         if self._registry is None:
             make_importable(self._settings.folder)
-            self._registry = Registry(self._settings.app.modules)
+            self._registry = AppRegistry(self._settings.app.modules)
         return self._registry
 
     def load_workflow(self, reference: str) -> Any:
@@ -83,7 +84,7 @@ class Attachment:
             await queue.close()
 
 
-async def attach(settings: Settings, mode: Mode, registry: Registry | None = None) -> Attachment:
+async def attach(settings: Settings, mode: Mode, registry: AppRegistry | None = None) -> Attachment:
     """Reach the system that the settings describe. Raises StateLocked, LayerUnreachable, ConfigurationError."""
     if settings.orchestrator.backend != "embedded":
         system = System(settings, drive=mode == "host", registry=registry)

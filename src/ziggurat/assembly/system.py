@@ -6,21 +6,19 @@ import asyncio
 import contextlib
 import logging
 import os
-import sys
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any, cast
 
 from ziggurat import codec
 from ziggurat.assembly.backends import LOCAL_QUEUES, build_orchestrator, build_queue
 from ziggurat.assembly.endpoints import build_models
 from ziggurat.assembly.models import child_bootstrap
+from ziggurat.assembly.modules import AppRegistry, make_importable, reach_entry
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import ConfigurationError
 from ziggurat.orchestrator.control import ControlServer, socket_path
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.program.llm import use_models
-from ziggurat.program.registry import Registry, import_module
 from ziggurat.queues.interface import Queue
 from ziggurat.settings import Settings, WorkerSettings
 
@@ -52,7 +50,7 @@ class System:
         drive: bool = True,
         orchestrate: bool = True,
         pools: Collection[str] | None = None,
-        registry: Registry | None = None,
+        registry: AppRegistry | None = None,
     ) -> None:
         self.settings = settings
         self._clock = clock or SystemClock()
@@ -66,7 +64,7 @@ class System:
         self.pools: list[Pool] = []
 
     @property
-    def registry(self) -> Registry:
+    def registry(self) -> AppRegistry:
         """What this process knows of tasks and workflows."""
         assert self._registry is not None
         return self._registry
@@ -87,18 +85,29 @@ class System:
         codec.PAYLOAD_LIMIT = settings.orchestrator.payload_limit
         make_importable(settings.folder)
         if self._registry is None:
-            self._registry = Registry(settings.app.modules)
+            self._registry = AppRegistry(settings.app.modules)
+        self._registry.loaded = self.serve_named_queues
         if not self._orchestrate and settings.queue.backend in LOCAL_QUEUES:
             raise ConfigurationError(
                 f'Workers of their own need a queue that processes share, and queue.backend is "{settings.queue.backend}"; '
                 "set it to sqlite or redis, or run `ziggurat serve`."
             )
         chosen = self._chosen_pools()
-        queue = self.queue = build_queue(settings, self._clock)
-        await queue.open()
+        embedded = self._orchestrate and settings.orchestrator.backend == "embedded"
+        state = settings.state_path
+        # Next to the state file, whose owner alone may write it.
+        crashbook = state.with_name(f"{state.name}.working") if embedded and self._drive else None
+        queue = self.queue = build_queue(settings, self._clock, crashbook=crashbook)
         self._stack.push_async_callback(queue.close)
+        if settings.queue.backend not in LOCAL_QUEUES:
+            await queue.open()
         if self._orchestrate:
             await self._open_orchestrator()
+        if settings.queue.backend in LOCAL_QUEUES:
+            # After the lock: its file belongs to the owner. The engine's own tasks have not run yet, for nothing has waited since.
+            await queue.open()
+        if embedded and self._drive:
+            await self._open_control()
         if self._drive:
             models = build_models(settings)
             use_models(models)
@@ -118,23 +127,19 @@ class System:
         return {name: known[name] for name in names}
 
     async def _open_orchestrator(self) -> None:
-        settings, embedded = self.settings, self.settings.orchestrator.backend == "embedded"
-        if embedded:
-            load_unfinished(settings)
+        settings = self.settings
         orchestrator = build_orchestrator(settings, self.queue, self.registry, self._clock, drive=self._drive)
         await orchestrator.open()
         self.orchestrator = orchestrator
         self._stack.push_async_callback(orchestrator.close)
-        if embedded and self._drive:
-            path = socket_path(settings.state_path)
-            self.control = ControlServer(orchestrator, self.queue, self._load_entry)
-            await self.control.open(path)
-            self._stack.push_async_callback(self.control.close)
-            cast(Any, orchestrator).lock.announce(str(path))
 
-    def _load_entry(self, entry: str, folder: str) -> None:
-        load_entry(entry, folder)
-        self.serve_named_queues()
+    async def _open_control(self) -> None:
+        assert self.orchestrator is not None
+        path = socket_path(self.settings.state_path)
+        self.control = ControlServer(self.orchestrator, self.queue, reach_entry)
+        await self.control.open(path)
+        self._stack.push_async_callback(self.control.close)
+        cast(Any, self.orchestrator).lock.announce(str(path))
 
     def serve_named_queues(self) -> None:
         """Let pools with "*" serve the queues of tasks that were defined since the system opened."""
@@ -253,33 +258,3 @@ class Pool:
 async def _forget_models(models: Any) -> None:
     use_models(None)
     await models.close()
-
-
-def make_importable(folder: Path | str) -> None:
-    """Make modules in a folder importable."""
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-
-def load_entry(entry: str, folder: str) -> None:
-    """Import the module of a workflow that another process of this user asks for. Raises ConfigurationError."""
-    module = entry.partition(":")[0]
-    if module == "__main__":
-        raise ConfigurationError(
-            f"The workflow {entry.partition(':')[2]!r} is defined in a script, and another process runs the system, which cannot import "
-            "a script; put the workflow into a module."
-        )
-    make_importable(folder)
-    import_module(module)
-
-
-def load_unfinished(settings: Settings) -> None:
-    """Import the modules of runs that are not over, as far as they can be: a run whose code is missing would be parked."""
-    from ziggurat.orchestrator.embedded.observer import unfinished_entries
-
-    for module in sorted({entry.partition(":")[0] for entry in unfinished_entries(settings.state_path)}):
-        if module not in sys.modules:
-            try:
-                import_module(module)
-            except ConfigurationError as error:
-                log.warning("Runs of the module %r cannot go on here: %s", module, error)

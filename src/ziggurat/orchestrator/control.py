@@ -136,13 +136,13 @@ class ControlServer:
     Args:
         orchestrator: what is served.
         queue: whose depth is served.
-        load: called with (entry, folder) of a workflow that the owner does not know, to import its module.
+        reach: called with (entry, folder) of a workflow that the owner does not know, before a second try: its module may be there.
     """
 
-    def __init__(self, orchestrator: Orchestrator, queue: Queue, load: Callable[[str, str], None] | None = None) -> None:
+    def __init__(self, orchestrator: Orchestrator, queue: Queue, reach: Callable[[str, str], None] | None = None) -> None:
         self._orchestrator = orchestrator
         self._queue = queue
-        self._load = load
+        self._reach = reach
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -249,9 +249,9 @@ class ControlServer:
         try:
             return await self._orchestrator.start(a.request)
         except UnknownName:
-            if self._load is None or not a.request.entry:
+            if self._reach is None or not a.request.entry:
                 raise
-            self._load(a.request.entry, a.folder)
+            self._reach(a.request.entry, a.folder)
             return await self._orchestrator.start(a.request)
 
     async def _history(self, a: Arguments) -> list[Event]:

@@ -55,8 +55,11 @@ class Registry:
         """Return the task of that name. Raises UnknownName."""
         return self._find("task", name)
 
-    def workflow(self, name: str) -> Any:
-        """Return the workflow of that name. Raises UnknownName."""
+    def workflow(self, name: str, entry: str = "") -> Any:
+        """Return the workflow of that name. Raises UnknownName.
+
+        `entry` is the "module:workflow" that a run remembers. Nothing is imported for it here; a registry that may do so overrides this.
+        """
         return self._find("workflow", name)
 
     def workflows(self) -> list[Any]:

@@ -80,7 +80,8 @@ def _each(verb: str, done: str, ids: list[str] | None, all: bool, config: Any, a
     if as_json:
         answer_json({done: count})
     else:
-        answer(f"{count} {done.replace('_', ' ')}")
+        noun = "dead letter" if verb == "discard" else "run"
+        answer(f"{count} {noun}{'' if count == 1 else 's'} {'discarded' if verb == 'discard' else 'taken up'}")
 
 
 def _object(letter: DeadLetter) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
 from collections.abc import AsyncGenerator, Collection
 from pathlib import Path
 
@@ -104,11 +103,3 @@ class Observer(Orchestrator):
 
     async def purge(self, where: RunFilter) -> int:
         raise self._only_reading("purge runs")
-
-
-def unfinished_entries(path: Path) -> builtins.list[str]:
-    """Return the "module:workflow" of every run that is not over, so that their modules can be loaded before an engine opens."""
-    if not path.exists() or not path.stat().st_size:
-        return []
-    with contextlib.closing(Reader(path)) as reader:
-        return reader.unfinished_entries()
