@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class World:
     """Executes one program. Use `live` for each life of the engine, then look at `verdict`."""
 
     def __init__(self, folder: Path, seed: int, size: int = 14, options: EngineOptions | None = None) -> None:
+        self.seed = seed
         generator = Generator(seed, size)
         self.generations = generator.program()
         self.signals = generator.signals
@@ -56,11 +57,12 @@ class World:
         *,
         fault: Callable[[int, str], bool] | None = None,
         keep_queue: bool = False,
-        meanwhile: Callable[[EmbeddedOrchestrator, MemoryQueue], Any] | None = None,
+        meanwhile: Callable[[EmbeddedOrchestrator, MemoryQueue], Coroutine[Any, Any, None]] | None = None,
     ) -> bool:
         """Open the engine and go on until every run has ended, or the fault strikes. Returns whether all have ended.
 
         `fault(n, when)` is asked at the n-th commit of this life, "before" and "after" it; when it says yes, the commit fails.
+        `meanwhile` runs beside; when it returns, the life ends in order.
         """
         self.lives += 1
         if self.queue is None or not keep_queue:
@@ -73,12 +75,13 @@ class World:
         Surroundings.log, Surroundings.send = self.log, self._sender(engine)
         await engine.open()
         writer = engine._journal.writer
-        count = 0
+        count, struck = 0, False
 
         def strike(when: str) -> None:
-            nonlocal count
+            nonlocal count, struck
             count += when == "before"
             if fault is not None and fault(count, when):
+                struck = True
                 raise Fault("disk I/O error")
 
         writer.fault = strike
@@ -87,10 +90,11 @@ class World:
         disturbing = asyncio.create_task(meanwhile(engine, self.queue)) if meanwhile is not None else None
         try:
             async with asyncio.timeout(LIFE_LIMIT):
-                await waiting
-            return True
+                await asyncio.wait([task for task in (waiting, disturbing) if task], return_when=asyncio.FIRST_COMPLETED)
+                if waiting.done():
+                    waiting.result()
         except LayerUnreachable:
-            return False
+            pass
         except TimeoutError:
             raise AssertionError(f"The runs did not end: {await self.report(engine)}") from None
         finally:
@@ -100,6 +104,7 @@ class World:
                     task.cancel()
                     await asyncio.gather(task, return_exceptions=True)
             await engine.close()
+        return not struck and not waiting.cancelled()
 
     def _sender(self, engine: EmbeddedOrchestrator) -> Any:
         async def send(run: str, name: str, value: int, signal_id: str) -> None:
@@ -210,7 +215,7 @@ def recorded_steps(state: Path) -> set[str]:
 def _first_epoch(connection: sqlite3.Connection, run: str) -> int:
     """Return the epoch of the first generation that is still in the file: the last one but one at most."""
     (data,) = connection.execute("SELECT head FROM runs WHERE id = ?", (run,)).fetchone()
-    continued = connection.execute(
+    continued: int = connection.execute(
         "SELECT count(*) FROM events JOIN runs ON key = run WHERE id = ? AND json_extract(data, '$.kind') = 'run_continued'", (run,)
     ).fetchone()[0]
     return max(0, msgspec.json.decode(data, type=Run).epoch - continued)

@@ -12,11 +12,11 @@ it returns, and what must survive it hands to the writer in the order in which i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
-from msgspec import Raw
 from msgspec.structs import replace
 
 from ziggurat.clock import Clock
@@ -34,7 +34,6 @@ from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.program.registry import Registry
 from ziggurat.records import STOPPED, Event, Run
 from ziggurat.units import human_dollars
-
 
 #: Events that are not lost when a run continues as new while they are on the way to the disk.
 ARRIVING = frozenset({"signal_received", "cancel_requested"})
@@ -84,6 +83,7 @@ class Driver:
         self.last_key = reader.last_key()
         self.watchers = Watchers()
         self.timers = Timers(clock, due)
+        self._evicting = False
         #: By id; the order is that of last use, oldest first.
         self.residents: dict[str, Resident] = {}
         #: Steps of parked runs that were on the queue: their outcomes were paid for and are recorded still.
@@ -230,31 +230,21 @@ class Driver:
                 self.watchers.status(resident.run)
             elif run.state is not execution.state:
                 resident.run = replace(run, state=execution.state)
+        # Not at once: whoever brought the run into memory, or another one, is about to use it.
         if self.options.evict_always:
-            # Not at once: whoever brought the run into memory is about to use it.
-            asyncio.get_running_loop().call_soon(self._evict_if_idle, resident)
-        elif len(self.residents) > self.options.max_resident_runs:
-            self._evict_oldest()
+            asyncio.get_running_loop().call_soon(self._evict_idle, [resident])
+        elif len(self.residents) > self.options.max_resident_runs and not self._evicting:
+            self._evicting = True
+            asyncio.get_running_loop().call_soon(self._evict_oldest)
 
-    def _evict_if_idle(self, resident: Resident) -> None:
-        if (
-            self.residents.get(resident.run.id) is resident
-            and resident.writes == 0
-            and not resident.finishing
-            and not resident.paused
-        ):
+    def _evict_idle(self, residents: Iterable[Resident], limit: int = 1) -> None:
+        idle = (r for r in residents if r.writes == 0 and not r.finishing and not r.paused and self.residents.get(r.run.id) is r)
+        for resident in list(islice(idle, limit)):
             self.evict(resident)
 
     def _evict_oldest(self) -> None:
-        excess = len(self.residents) - self.options.max_resident_runs
-        victims: list[Resident] = []
-        for resident in self.residents.values():
-            if resident.writes == 0 and not resident.paused and not resident.finishing:
-                victims.append(resident)
-                if len(victims) >= excess:
-                    break
-        for resident in victims:
-            self.evict(resident)
+        self._evicting = False
+        self._evict_idle(self.residents.values(), max(0, len(self.residents) - self.options.max_resident_runs))
 
     def evict(self, resident: Resident) -> None:
         """Forget a run; its history brings it back when something happens to it."""
@@ -302,7 +292,7 @@ class Driver:
     def build(self, resident: Resident, events: list[Event]) -> None:
         """Make the execution and replay these events into it. Raises Mismatch, UnknownName, DefinitionError."""
         run = resident.run
-        workflow = self.registry.workflow(run.workflow)
+        workflow = self.registry.workflow(run.workflow, run.entry)
         if wrong := forbidden_names(workflow.fn):
             raise ZigguratError(wrong)
         execution = Execution(

@@ -1,0 +1,163 @@
+"""Random programs, interrupted at every commit and in other ways, must end as they do uninterrupted.
+
+`ZIGGURAT_FUZZ_SEEDS=5000` draws that many seeds and runs every mode on each; `ZIGGURAT_FUZZ_SEED=123` runs one seed in every mode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from tests.chaos.world import World
+from ziggurat.orchestrator.embedded.engine import EmbeddedOrchestrator
+from ziggurat.queues.backends.memory import MemoryQueue
+
+pytestmark = pytest.mark.chaos
+
+#: A file system in memory makes a thousand lives cheap; what fsync does to a disk is not what this test is about.
+MEMORY = Path("/dev/shm")
+ONE = os.environ.get("ZIGGURAT_FUZZ_SEED")
+COUNT = int(os.environ.get("ZIGGURAT_FUZZ_SEEDS") or 0)
+SEEDS = [int(ONE)] if ONE else list(range(COUNT or 240))
+#: Lives after which a program that gets no further is stuck.
+LIVES_MAX = 1_000
+
+
+async def evicted(world: World) -> None:
+    """Every run is forgotten whenever it rests, so that everything is a replay."""
+    world.options = replace(world.options, evict_always=True)
+    assert await world.live()
+
+
+async def after_each(world: World) -> None:
+    """Each life commits once, and the caller sees an error."""
+    await _crashing(world, lambda n, when, life: (n, when) == (1 + life // 60, "after"))
+
+
+async def before_each(world: World) -> None:
+    """Each life commits once, and fails before the second commit."""
+    await _crashing(world, lambda n, when, life: (n, when) == (2 + life // 60, "before"))
+
+
+async def queue_survives(world: World) -> None:
+    """Each life commits once; the queue keeps what it held, as a broker does."""
+    await _crashing(world, lambda n, when, life: (n, when) == (1 + life // 60, "after"), keep=lambda: True)
+
+
+async def anywhere(world: World) -> None:
+    """Crashes at random, with a queue that is lost or not, and runs that are evicted or not."""
+    chance = random.Random(world.seed)
+    world.options = replace(world.options, evict_always=chance.random() < 0.3, max_resident_runs=chance.choice((1, 2, 10_000)))
+    plan: dict[int, tuple[int, str]] = {}
+
+    def strikes(n: int, when: str, life: int) -> bool:
+        at = plan.setdefault(life, (chance.randint(1, 4) + life // 60, chance.choice(("before", "after"))))
+        return (n, when) == at
+
+    await _crashing(world, strikes, keep=lambda: chance.random() < 0.5)
+
+
+async def few_residents(world: World) -> None:
+    """One run fits into memory."""
+    world.options = replace(world.options, max_resident_runs=1)
+    assert await world.live()
+
+
+async def queue_lost(world: World) -> None:
+    """The queue loses everything, again and again."""
+    chance = random.Random(world.seed)
+
+    async def flush(engine: EmbeddedOrchestrator, queue: MemoryQueue) -> None:
+        for _ in range(6):
+            await asyncio.sleep(chance.random() * 0.02)
+            await queue.close()
+            await queue.open()
+        await asyncio.Event().wait()
+
+    assert await world.live(meanwhile=flush)
+
+
+async def timers(world: World) -> None:
+    """Every timer that is set outlives a restart."""
+    seen: set[tuple[str, int, float]] = set()
+
+    async def until_timer(engine: EmbeddedOrchestrator, queue: MemoryQueue) -> None:
+        is_set = asyncio.Event()
+        add = engine.driver.timers.add
+
+        def noticed(when: float, run: str, step: int) -> None:
+            add(when, run, step)
+            if step and when < engine.clock.time() + 60 and (run, step, when) not in seen:
+                seen.add((run, step, when))
+                is_set.set()
+
+        engine.driver.timers.add = noticed  # type: ignore[method-assign]
+        await is_set.wait()
+
+    for _ in range(LIVES_MAX):
+        if await world.live(meanwhile=until_timer):
+            return
+    raise AssertionError("The program does not get any further.")
+
+
+MODES: list[Callable[[World], Awaitable[None]]] = [
+    evicted,
+    after_each,
+    before_each,
+    queue_survives,
+    anywhere,
+    few_residents,
+    queue_lost,
+    timers,
+]
+
+
+async def _crashing(world: World, strikes: Callable[[int, str, int], bool], keep: Callable[[], bool] = lambda: False) -> None:
+    for life in range(LIVES_MAX):
+        if await world.live(fault=lambda n, when, life=life: strikes(n, when, life), keep_queue=keep()):  # type: ignore[misc]
+            return
+    raise AssertionError("The program does not get any further.")
+
+
+@contextlib.asynccontextmanager
+async def _world(seed: int) -> AsyncIterator[World]:
+    folder = Path(tempfile.mkdtemp(prefix="ziggurat-fuzz-", dir=MEMORY if MEMORY.is_dir() else None))
+    world = World(folder, seed, size=14 if seed % 4 else 40)
+    try:
+        yield world
+    finally:
+        await world.close()
+        shutil.rmtree(folder)
+
+
+def _modes(seed: int) -> list[Callable[[World], Awaitable[None]]]:
+    """Return every mode when hunting, and two that take turns in CI."""
+    return MODES if ONE or COUNT else [MODES[seed % len(MODES)], MODES[(seed // len(MODES) + seed + 4) % len(MODES)]]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_an_interrupted_program_ends_as_an_uninterrupted_one(seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, logger="ziggurat.orchestrator")
+    async with _world(seed) as world:
+        assert await world.live()
+        world.check()
+        expected = world.verdict()
+    for mode in _modes(seed):
+        async with _world(seed) as world:
+            try:
+                await mode(world)
+                world.check()
+                assert world.verdict() == expected
+            except AssertionError as error:
+                again = f"ZIGGURAT_FUZZ_SEED={seed} pytest tests/chaos/test_fuzz.py"
+                raise AssertionError(f"seed {seed}, mode {mode.__name__}; again with: {again}\n{error}") from error
