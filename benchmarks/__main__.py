@@ -9,7 +9,7 @@ from benchmarks import report
 from benchmarks.harness import PATIENCE, say
 
 #: Every benchmark is a module with `run`; the names are the arguments of this command.
-BENCHMARKS = ("embedded",)
+BENCHMARKS = ("embedded", "queue")
 
 
 def main() -> None:

@@ -43,3 +43,11 @@ async def slow(run: int, steps: int, step_ms: int) -> int:
     for number in range(steps):
         await slow_step(run, number, step_ms)
     return steps
+
+
+@workflow
+async def paced(steps: int, gap: float) -> int:
+    for number in range(steps):
+        await step(number)
+        await asyncio.sleep(gap)
+    return steps

@@ -86,11 +86,7 @@ class Side(ABC):
 
     def spawn(self, role: str, command: list[str], env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
         """Start a process of the system; what it prints goes to FOLDER/ROLE.log."""
-        with open(self.folder / f"{role}.log", "ab") as log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})}, **options
-            )
-        self.processes[role] = process
+        process = self.processes[role] = start_logged(command, self.folder / f"{role}.log", env, **options)
         return process
 
     def end(self, role: str) -> None:
@@ -201,6 +197,14 @@ def step_started(run: object, step: object) -> None:
 
 
 # -- tools of the sides -------------------------------------------------------------------------------------------------
+
+
+def start_logged(command: list[str], log: Path, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process; what it prints is appended to a file."""
+    with open(log, "ab") as file:
+        return subprocess.Popen(
+            command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})}, **options
+        )
 
 
 def free_port() -> int:
