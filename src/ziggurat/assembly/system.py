@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Collection
+from functools import partial
 from typing import Any, cast
 
 from ziggurat import codec
@@ -21,6 +22,8 @@ from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.program.llm import use_models
 from ziggurat.queues.interface import Queue
 from ziggurat.settings import Settings, WorkerSettings
+from ziggurat.workers.options import WorkerOptions
+from ziggurat.workers.worker import Worker
 
 log = logging.getLogger("ziggurat")
 
@@ -146,6 +149,10 @@ class System:
         for pool in self.pools:
             pool.serve_named()
 
+    def workers(self) -> list[Worker]:
+        """Return the workers that run in this process."""
+        return [worker for pool in self.pools for worker in pool.workers]
+
     async def drain(self, grace: float | None = None) -> None:
         """Take no new work, let running tasks finish within `grace` seconds (each pool's own by default), hand the rest back."""
         busy = any(pool.busy for pool in self.pools)
@@ -180,7 +187,7 @@ class Pool:
         self.name = name
         self._wanted = wanted
         self._system = system
-        self._workers: list[tuple[Any, asyncio.Task[None]]] = []
+        self._workers: list[tuple[Worker, asyncio.Task[None]]] = []
         self._served: set[str] = set()
         #: True for a pool with "*".
         self._open_ended = False
@@ -190,6 +197,11 @@ class Pool:
     def busy(self) -> int:
         """Attempts under way."""
         return sum(worker.busy for worker, _ in self._workers)
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The workers of this pool in this process."""
+        return [worker for worker, _ in self._workers]
 
     def open(self) -> None:
         """Begin to work."""
@@ -222,9 +234,6 @@ class Pool:
                 self._serve(new)
 
     def _serve(self, queues: set[str]) -> None:
-        from ziggurat.workers.options import WorkerOptions
-        from ziggurat.workers.worker import Worker
-
         wanted, settings = self._wanted, self._system.settings
         self._served |= queues
         ceiling = wanted.memory_ceiling or 0
@@ -237,9 +246,27 @@ class Pool:
             # A process that also orchestrates cannot be recycled for its memory.
             memory_ceiling=0 if self._system.orchestrator is not None else ceiling,
         )
-        worker = Worker(self._system.queue, self._system.registry, options=options, bootstrap=child_bootstrap(settings))
+        queue = self._system.queue
+        worker = Worker(
+            queue,
+            self._system.registry,
+            options=options,
+            bootstrap=child_bootstrap(settings),
+            # A broker is reached from the thread that renews leases too, over a connection of its own.
+            lease_keeper=partial(build_queue, settings, SystemClock()) if queue.capabilities.shared else None,
+        )
         task = asyncio.create_task(worker.run(), name=f"ziggurat-worker-{self.name}")
         self._workers.append((worker, task))
+        task.add_done_callback(partial(self._ended, worker, queues))
+
+    def _ended(self, worker: Worker, queues: set[str], task: asyncio.Task[None]) -> None:
+        """Replace a worker that failed, which is a bug; one that was told to stop is not replaced."""
+        if task.cancelled() or task.exception() is None:
+            return
+        log.error("A worker of the pool %s failed, and is replaced", self.name, exc_info=task.exception())
+        if not worker.stopping:
+            self._workers = [(other, of) for other, of in self._workers if other is not worker]
+            asyncio.get_running_loop().call_later(_NEW_QUEUES_EVERY, self._serve, queues)
 
     async def stop(self, grace: float | None = None) -> None:
         """Drain within `grace` seconds, the pool's own by default."""
@@ -250,9 +277,7 @@ class Pool:
         workers, self._workers = self._workers, []
         for worker, _ in workers:
             worker.stop(grace)
-        for ended in await asyncio.gather(*(task for _, task in workers), return_exceptions=True):
-            if isinstance(ended, Exception):
-                log.error("A worker of the pool %s failed", self.name, exc_info=ended)
+        await asyncio.gather(*(task for _, task in workers), return_exceptions=True)
 
 
 async def _forget_models(models: Any) -> None:

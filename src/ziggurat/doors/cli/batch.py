@@ -28,7 +28,7 @@ from ziggurat.doors.cli.common import (
     client_of,
     console,
     read_tags,
-    run_async,
+    run_hosting,
     run_object,
     say,
 )
@@ -59,7 +59,7 @@ class Item:
 def batch(
     workflow: WorkflowRef,
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUTS.jsonl|FILES...", help="JSON Lines of inputs, or files that are the inputs.")
+        list[Path], typer.Argument(metavar="INPUTS.jsonl|FILE", help="JSON Lines of inputs, or files that are the inputs.")
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="OUT.jsonl", help="Where results go, one JSON object a line.")
@@ -97,7 +97,7 @@ def batch(
                 answer_json(meter.summary(output))
             return 1 if meter.failed or any(status != "completed" for status in done.values()) else 0
 
-    raise typer.Exit(run_async(main()))
+    raise typer.Exit(run_hosting(main()))
 
 
 class Batch:

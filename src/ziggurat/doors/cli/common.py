@@ -55,7 +55,7 @@ Config = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.", autocompletion=_complete_run)]
-RunIds = Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs.", autocompletion=_complete_run)]
+RunIds = Annotated[list[str], typer.Argument(metavar="RUN", help="Ids of runs.", autocompletion=_complete_run)]
 WorkflowRef = Annotated[
     str,
     typer.Argument(
@@ -71,8 +71,15 @@ Reason = Annotated[str, typer.Option("--reason", help="Why, for the history.")]
 # -- running --------------------------------------------------------------------------------------------------------
 
 
+def run_hosting(main: Coroutine[Any, Any, T]) -> T:
+    """Run the coroutine of a command that may run tasks; a sys.exit in one of them ends that task only."""
+    from ziggurat.workers.process import run
+
+    return run(main)
+
+
 def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Run a command's coroutine on an event loop of its own."""
+    """Run the coroutine of a command that looks or acts, on an event loop of its own."""
     return asyncio.run(main)
 
 

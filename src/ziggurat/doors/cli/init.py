@@ -86,7 +86,7 @@ _IGNORE = "# The state file and the local queue of this folder's system.\n*\n"
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where; made if missing.")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where; made if missing.")] = Path(),
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="The module's name; the folder's by default.")] = "",
     as_json: AsJson = False,
 ) -> None:

@@ -62,7 +62,7 @@ def _describe(settings: Settings, alias: str, route: str) -> dict[str, Any]:
 
 @app.command()
 def check(
-    alias: Annotated[list[str] | None, typer.Argument(metavar="[ALIAS...]", help="Which ones; all by default.")] = None,
+    alias: Annotated[list[str] | None, typer.Argument(metavar="ALIAS", help="Which ones; all by default.")] = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:

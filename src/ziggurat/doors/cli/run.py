@@ -21,6 +21,7 @@ from ziggurat.doors.cli.common import (
     read_json,
     read_tags,
     run_async,
+    run_hosting,
     run_object,
     say,
 )
@@ -65,7 +66,7 @@ def run(
             handle: Handle[Any] = await client.start_with(workflow, value, **options)
             return await watch_to_end(handle, as_json, again=f"ziggurat run {workflow} --id {handle.id}")
 
-    raise typer.Exit(run_async(main()))
+    raise typer.Exit(run_hosting(main()))
 
 
 def watch(run: RunId, config: Config = None, as_json: AsJson = False) -> None:
@@ -76,7 +77,7 @@ def watch(run: RunId, config: Config = None, as_json: AsJson = False) -> None:
             handle: Handle[Any] = client.handle(run)
             return await watch_to_end(handle, as_json, again=f"ziggurat watch {run}")
 
-    raise typer.Exit(run_async(main()))
+    raise typer.Exit(run_hosting(main()))
 
 
 def start(

@@ -2,81 +2,78 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ziggurat.doors.cli.common import AsJson, Config, answer_json, run_async, say
+from ziggurat.doors.cli.common import AsJson, Config, answer_json, run_hosting, say
+
+if TYPE_CHECKING:
+    from ziggurat.assembly import System
+    from ziggurat.workers.process import ProcessOptions
+
+HealthPort = Annotated[
+    int | None,
+    typer.Option(
+        "--health-port", min=0, max=65535, metavar="PORT", help="Serve /healthz, /readyz and /metrics; 0 takes a free port."
+    ),
+]
 
 
-async def _until_asked_to_stop() -> str:
-    """Wait for SIGTERM or SIGINT and return its name. A second one ends the process at once."""
-    loop = asyncio.get_running_loop()
-    asked: asyncio.Future[str] = loop.create_future()
-
-    def stop(number: signal.Signals) -> None:
-        if asked.done():
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        else:
-            asked.set_result(number.name)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-    return await asked
-
-
-def serve(config: Config = None, as_json: AsJson = False) -> None:
+def serve(
+    workers: Annotated[bool, typer.Option(help="Run the pools of workers here too.")] = True,
+    health_port: HealthPort = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
     """Run the system here, orchestrator, queue and workers, until SIGTERM; other commands reach it by themselves.
 
     On SIGTERM it takes no new work, lets running tasks finish within the grace period, and hands the rest back.
     """
     from ziggurat.assembly import System
     from ziggurat.settings import load_settings
+    from ziggurat.workers.process import ProcessOptions
 
-    settings = load_settings(config)
-
-    async def main() -> None:
-        async with System(settings) as system:
-            _tell(system.describe(), as_json)
-            name = await _until_asked_to_stop()
-            say(f"{name}: draining.")
-            await system.drain()
-        say("Stopped. What is unfinished goes on at the next start.")
-
-    run_async(main())
+    system = System(load_settings(config), pools=None if workers else ())
+    raise typer.Exit(run_hosting(_stay(system, ProcessOptions(health_port=health_port), as_json)))
 
 
 def worker(
-    pool: Annotated[list[str] | None, typer.Argument(metavar="[POOL...]", help="Pools to run; all by default.")] = None,
+    pool: Annotated[list[str] | None, typer.Argument(metavar="POOL", help="Pools to run; all by default.")] = None,
+    health_port: HealthPort = None,
+    status_fd: Annotated[int | None, typer.Option("--status-fd", hidden=True)] = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run workers only, against a queue that processes share, until SIGTERM."""
+    """Run workers only, against a queue that processes share, until SIGTERM.
+
+    Exits with 75 when it drained because it reached its memory ceiling and wants to be started anew.
+    """
     from ziggurat.assembly import System
     from ziggurat.settings import load_settings
+    from ziggurat.workers.process import ProcessOptions
 
-    settings = load_settings(config)
-
-    async def main() -> None:
-        async with System(settings, orchestrate=False, pools=pool or None) as system:
-            _tell(system.describe(), as_json)
-            name = await _until_asked_to_stop()
-            say(f"{name}: draining.")
-            await system.drain()
-        say("Stopped.")
-
-    run_async(main())
+    system = System(load_settings(config), orchestrate=False, pools=pool or None)
+    options = ProcessOptions(health_port=health_port, status_fd=status_fd)
+    raise typer.Exit(run_hosting(_stay(system, options, as_json)))
 
 
-def _tell(description: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        answer_json(description)
-    else:
-        say(
-            "Running. "
-            + ", ".join(f"{key}: {value}" for key, value in description.items() if value)
-            + ". End with SIGTERM or Ctrl-C."
+async def _stay(system: System, options: ProcessOptions, as_json: bool) -> int:
+    """Keep a system running until the process is asked to end, and return its exit code."""
+    from ziggurat.workers.process import serve as look_after
+
+    async with system:
+        code = await look_after(
+            system.workers, system.drain, options, started=lambda server: _tell(system, getattr(server, "port", None), as_json)
         )
+    say("Stopped. What is unfinished goes on at the next start.")
+    return code
+
+
+def _tell(system: System, port: int | None, as_json: bool) -> None:
+    described: dict[str, Any] = {**system.describe(), "health_port": port}
+    if as_json:
+        answer_json(described)
+    else:
+        known = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in described.items() if value)
+        say(f"Running. {known}. End with SIGTERM or Ctrl-C.")

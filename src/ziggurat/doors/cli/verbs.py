@@ -36,7 +36,7 @@ _NOBODY = "No process runs the system now. This is recorded, and the run goes on
 def signal(
     run: RunId,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The signal's name.")],
-    value: Annotated[str, typer.Argument(metavar="[JSON]", help="Its value as JSON; @file reads it, - takes stdin.")] = "null",
+    value: Annotated[str, typer.Argument(metavar="JSON", help="Its value as JSON; @file reads it, - takes stdin.")] = "null",
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
