@@ -74,7 +74,8 @@ class Call:
                 raise self._broken(standing, wait)
             if wait >= self._deadline - now:
                 raise self.out_of_time(wait)
-            await self._pause(wait if wait < LOOK_AGAIN else self._rng.uniform(LOOK_AGAIN, min(wait, 2 * LOOK_AGAIN)))
+            own = standing.not_before - now >= wait
+            await self._pause(wait if own or wait < LOOK_AGAIN else self._rng.uniform(LOOK_AGAIN, min(wait, 2 * LOOK_AGAIN)))
 
     def judge(self, standing: Standing, error: InferenceError) -> None:
         """Decide what an error of a route means: return to go on with `next`, or raise it as the call's end."""

@@ -20,7 +20,7 @@ from ziggurat.inference.retrying import CoolDown
 #: meet two of them.
 BURST_SECONDS = 10.0
 #: A learned window this wide limits nothing any more, and is forgotten.
-LEARNED_MAX = 4096.0
+LEARNED_MAX = 1024.0
 #: Wake at least this often, so that a lost wake-up costs seconds and not a call.
 LOOK_AGAIN = 5.0
 

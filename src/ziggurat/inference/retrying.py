@@ -93,7 +93,7 @@ class Breaker:
     __slots__ = ("_failures", "_open_until", "_pause", "_pause_first", "_pause_max", "_probing_until", "_threshold")
 
     #: Seconds after which a probe that never reported back no longer holds the door.
-    PROBE_TIMEOUT = 60.0
+    PROBE_TIMEOUT = 10.0
 
     def __init__(self, threshold: int = 5, pause: float = 2.0, pause_max: float = 60.0) -> None:
         self._threshold, self._pause_first, self._pause_max = threshold, pause, pause_max

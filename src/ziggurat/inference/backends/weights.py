@@ -74,6 +74,8 @@ def fetch(progress: Progress | None = None) -> Path:
             found = find()  # Another process may have fetched them while this one waited.
             if found is not None:
                 return found
+            for left in folder.glob("fetch-*"):
+                shutil.rmtree(left, ignore_errors=True)  # Of a process that was killed while it fetched.
             say(f"Fetching the local model, {SIZE_BYTES // 1_000_000} MB, once, into {folder}.")
             with tempfile.TemporaryDirectory(dir=folder, prefix="fetch-") as work:
                 fetched = _fetched(Path(work), say)
