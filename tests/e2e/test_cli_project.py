@@ -49,7 +49,7 @@ def test_init_in_a_folder_whose_name_is_no_module_name(project: Project) -> None
 def test_help_and_version(project: Project) -> None:
     shown = project.ok("--help").out
     for command in (
-        "init run batch start list show history signal cancel pause resume retry fork deadletters models doctor serve worker purge"
+        "init run batch start list show history signal cancel pause resume retry fork deadletters models doctor serve worker up purge"
     ).split():
         assert f"  {command} " in shown
     assert project.ok("--version").out.startswith("ziggurat ")
@@ -203,6 +203,18 @@ def test_workers_of_their_own_take_tasks_from_a_shared_queue(flows: Project) -> 
     assert flows.ok("run", "flow", "-i", '{"n": 1}').out == f"{working.pid}\n"
     assert flows.end(working, signal.SIGTERM).code == 0
     assert flows.end(server, signal.SIGTERM).code == 0
+
+
+def test_up_runs_workers_only_while_there_is_work(flows: Project) -> None:
+    refused = flows.run("up")
+    assert refused.code == 2
+    assert "a queue that processes share" in refused.error
+    flows.write("ziggurat.toml", SCRIPTED + '[queue]\nbackend = "sqlite"\n[workers.default]\nmax = 2\n')
+    flows.write("flows.py", FLOWS.replace("return n + 1", "import os; return os.getppid()"))
+    system = flows.begin("up")
+    flows.until_served()
+    assert flows.ok("run", "flow", "-i", '{"n": 1}').out == f"{system.pid}\n"
+    assert flows.end(system, signal.SIGTERM).code == 0
 
 
 def test_a_pool_that_is_not_there_is_named(flows: Project) -> None:

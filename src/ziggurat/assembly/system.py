@@ -15,6 +15,7 @@ from ziggurat.assembly.backends import LOCAL_QUEUES, build_orchestrator, build_q
 from ziggurat.assembly.endpoints import build_models
 from ziggurat.assembly.models import child_bootstrap
 from ziggurat.assembly.modules import AppRegistry, make_importable, reach_entry
+from ziggurat.assembly.scaled import ScaledPool
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import ConfigurationError
 from ziggurat.orchestrator.control import ControlServer, socket_path
@@ -40,6 +41,7 @@ class System:
         drive: False opens the state for control verbs only; nothing is executed.
         orchestrate: False runs workers only, against a queue that processes share.
         pools: names of the pools to run here; all when None.
+        scale: True runs each pool as processes of their own, as many as the load wants; False as one worker in this process.
         registry: what is known already; the app's modules are imported otherwise.
 
     Opening raises StateLocked if another process owns the state file, and whatever the layers raise. What was opened by then is closed.
@@ -53,18 +55,19 @@ class System:
         drive: bool = True,
         orchestrate: bool = True,
         pools: Collection[str] | None = None,
+        scale: bool = False,
         registry: AppRegistry | None = None,
     ) -> None:
         self.settings = settings
         self._clock = clock or SystemClock()
         self._drive, self._orchestrate = drive, orchestrate
-        self._pool_names = pools
+        self._pool_names, self._scale = pools, scale
         self._registry = registry
         self._stack = contextlib.AsyncExitStack()
         self.queue: Queue
         self.orchestrator: Orchestrator | None = None
         self.control: ControlServer | None = None
-        self.pools: list[Pool] = []
+        self.pools: list[Pool | ScaledPool] = []
 
     @property
     def registry(self) -> AppRegistry:
@@ -90,9 +93,9 @@ class System:
         if self._registry is None:
             self._registry = AppRegistry(settings.app.modules)
         self._registry.loaded = self.serve_named_queues
-        if not self._orchestrate and settings.queue.backend in LOCAL_QUEUES:
+        if (self._scale or not self._orchestrate) and settings.queue.backend in LOCAL_QUEUES:
             raise ConfigurationError(
-                f'Workers of their own need a queue that processes share, and queue.backend is "{settings.queue.backend}"; '
+                f'Workers in processes of their own need a queue that processes share, and queue.backend is "{settings.queue.backend}"; '
                 "set it to sqlite or redis, or run `ziggurat serve`."
             )
         chosen = self._chosen_pools()
@@ -116,7 +119,7 @@ class System:
             use_models(models)
             self._stack.push_async_callback(_forget_models, models)
             for name, wanted in chosen.items():
-                pool = Pool(name, wanted, self)
+                pool = ScaledPool(name, wanted, settings, queue) if self._scale else Pool(name, wanted, self)
                 self.pools.append(pool)
                 self._stack.push_async_callback(pool.stop)
                 pool.open()

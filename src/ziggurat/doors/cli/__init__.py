@@ -58,6 +58,7 @@ for _name, _command in (
     ("purge", verbs.purge),
     ("serve", serve.serve),
     ("worker", serve.worker),
+    ("up", serve.up),
     ("doctor", doctor.doctor),
 ):
     app.command(_name)(_command)

@@ -38,6 +38,19 @@ def serve(
     raise typer.Exit(run_hosting(_stay(system, ProcessOptions(health_port=health_port), as_json)))
 
 
+def up(health_port: HealthPort = None, config: Config = None, as_json: AsJson = False) -> None:
+    """Run all of it on this machine, with workers in processes of their own: as many as the load wants, down to none.
+
+    Needs a queue that processes share, such as sqlite. Each pool is scaled between its min and max.
+    """
+    from ziggurat.assembly import System
+    from ziggurat.settings import load_settings
+    from ziggurat.workers.process import ProcessOptions
+
+    system = System(load_settings(config), scale=True)
+    raise typer.Exit(run_hosting(_stay(system, ProcessOptions(health_port=health_port), as_json)))
+
+
 def worker(
     pool: Annotated[list[str] | None, typer.Argument(metavar="POOL", help="Pools to run; all by default.")] = None,
     health_port: HealthPort = None,

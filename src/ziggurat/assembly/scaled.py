@@ -1,0 +1,53 @@
+"""Pools whose workers are processes of their own on this machine, as many as the load wants."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from ziggurat.queues.interface import Queue
+from ziggurat.settings import Settings, WorkerSettings
+from ziggurat.workers.autoscale import Policy
+from ziggurat.workers.pools.processes import ProcessPool
+from ziggurat.workers.scaler import Scaler
+from ziggurat.workers.worker import Worker
+
+
+class ScaledPool:
+    """One pool of `ziggurat worker` processes, scaled between its min and max."""
+
+    def __init__(self, name: str, wanted: WorkerSettings, settings: Settings, queue: Queue) -> None:
+        self.name = name
+        self._wanted = wanted
+        command = [sys.executable, "-m", "ziggurat", "worker", name]
+        if settings.source is not None:
+            command += ["--config", str(settings.source)]
+        self.processes = ProcessPool(name, command)
+        policy = Policy(min=wanted.min, max=wanted.max, slots=wanted.concurrency)
+        self.scaler = Scaler(self.processes, queue, policy, queues=None if "*" in wanted.queues else wanted.queues)
+        self._scaling: asyncio.Task[None] | None = None
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The workers in this process: none."""
+        return []
+
+    @property
+    def busy(self) -> int:
+        """Worker processes that have work."""
+        return self.scaler.seen.busy
+
+    def open(self) -> None:
+        """Begin to scale."""
+        self._scaling = asyncio.create_task(self.scaler.run(), name=f"ziggurat-scaler-{self.name}")
+
+    def serve_named(self) -> None:
+        """Worker processes look for new queues themselves."""
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Drain every worker within `grace` seconds, the pool's own by default."""
+        if self._scaling is not None:
+            self._scaling.cancel()
+            await asyncio.gather(self._scaling, return_exceptions=True)
+            self._scaling = None
+            await self.processes.close(self._wanted.grace if grace is None else grace)
