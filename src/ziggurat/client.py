@@ -220,15 +220,15 @@ class Client:
         *,
         status: RunStatus | tuple[RunStatus, ...] = (),
         workflow: str = "",
-        until: datetime | float | None = None,
+        ended_before: datetime | float | None = None,
         tags: Mapping[str, str] | None = None,
         search: str = "",
     ) -> int:
-        """Delete ended runs that match, with their histories; returns how many."""
+        """Delete ended runs that match, with their histories; returns how many. `ended_before`: a datetime, or seconds since the epoch."""
         where = RunFilter(
             status=(status,) if isinstance(status, str) else tuple(status),
             workflow=workflow,
-            until=_epoch(until),
+            ended_before=_epoch(ended_before),
             tags=dict(tags or {}),
             search=search,
         )

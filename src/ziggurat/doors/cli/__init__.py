@@ -14,6 +14,7 @@ import typer
 
 from ziggurat.doors.cli import batch, deadletters, doctor, init, models, run, runs, serve, verbs
 from ziggurat.doors.cli.common import INTERRUPTED, answer, report, say
+from ziggurat.doors.cli.logs import show_logs
 
 app = typer.Typer(
     name="ziggurat",
@@ -36,8 +37,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what the layers do.")] = False,
 ) -> None:
-    pass
+    show_logs(verbose=verbose)
 
 
 for _name, _command in (

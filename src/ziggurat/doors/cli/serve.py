@@ -73,8 +73,10 @@ def worker(
 
 async def _stay(system: System, options: ProcessOptions, as_json: bool) -> int:
     """Keep a system running until the process is asked to end, and return its exit code."""
+    from ziggurat.doors.cli.logs import show_logs
     from ziggurat.workers.process import serve as look_after
 
+    show_logs(staying=True)
     async with system:
         code = await look_after(
             system.workers, system.drain, options, started=lambda server: _tell(system, getattr(server, "port", None), as_json)

@@ -112,7 +112,7 @@ async def _acted(client: Client, id: str, verb: Callable[[Handle[Any]], Awaitabl
 
 
 def purge(
-    older_than: Annotated[str, typer.Option("--older-than", metavar="WHEN", help="Made before: 30d, 2026-05-01.")] = "",
+    older_than: Annotated[str, typer.Option("--older-than", metavar="WHEN", help="Ended before: 30d, 2026-05-01.")] = "",
     status: Status = None,
     workflow: Workflow = "",
     everything: Annotated[bool, typer.Option("--all", help="All ended runs.")] = False,
@@ -123,14 +123,14 @@ def purge(
     """Delete ended runs with their histories. What is under way is never touched."""
     if not (older_than or status or workflow or everything):
         raise ConfigurationError("Say which ended runs to delete: --older-than, --status, --workflow, or --all.")
-    until = read_moment(older_than, "age") if older_than else None
+    ended_before = read_moment(older_than, "age") if older_than else None
     statuses: Any = read_statuses(status)
     if not yes and not as_json:
         typer.confirm("Delete these runs with their histories, for good?", abort=True, err=True)
 
     async def main() -> int:
         async with client_of(config, "control") as client:
-            return await client.purge(status=statuses, workflow=workflow, until=until)
+            return await client.purge(status=statuses, workflow=workflow, ended_before=ended_before)
 
     count = run_async(main())
     if as_json:
