@@ -9,6 +9,10 @@ A process that is alive but no longer hears its queue looks healthy to everythin
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +98,10 @@ class Health:
 
 
 class HealthServer:
-    """Serves the answers of a `Health` on loopback.
+    """Serves the answers of a `Health` on loopback, from a thread of its own.
+
+    A task that computes on the workers' event loop delays their next poll, not the answer that says how old the last one is: a probe
+    with a time limit of a second must not kill a worker for half a minute of arithmetic.
 
     Args:
         port: where to listen; 0 lets the system choose, and `port` says after `start` what it chose.
@@ -104,10 +111,27 @@ class HealthServer:
     def __init__(self, health: Health, port: int, host: str = "127.0.0.1") -> None:
         self._health = health
         self.host, self.port = host, port
-        self._runner: web.AppRunner | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = asyncio.Event()
+        self._thread: threading.Thread | None = None
 
     async def start(self) -> None:
         """Begin to listen. Raises OSError if the port is taken."""
+        listening: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(listening)), name="ziggurat-health", daemon=True)
+        self._thread.start()
+        await asyncio.wrap_future(listening)
+
+    async def close(self) -> None:
+        """Stop listening."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            if self._loop is not None:
+                with contextlib.suppress(RuntimeError):  # It never listened, and its loop has ended.
+                    self._loop.call_soon_threadsafe(self._stop.set)
+            await asyncio.to_thread(thread.join, 5.0)
+
+    async def _serve(self, listening: concurrent.futures.Future[None]) -> None:
         # Here, because a worker without a health port should not pay a third of a second for a web server.
         from aiohttp import web
 
@@ -120,19 +144,22 @@ class HealthServer:
         async def metrics(_: web.Request) -> web.Response:
             return web.Response(text=self._health.metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
+        self._loop = asyncio.get_running_loop()
         app = web.Application()
         app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self.host, self.port)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
-
-    async def close(self) -> None:
-        """Stop listening."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        # Signals are the process's business, and only its main thread could take them anyway.
+        runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        try:
+            await runner.setup()
+            await web.TCPSite(runner, self.host, self.port).start()
+        except Exception as error:
+            await runner.cleanup()
+            listening.set_exception(error)
+            return
+        self.port = runner.addresses[0][1]
+        listening.set_result(None)
+        await self._stop.wait()
+        await runner.cleanup()
 
 
 def _answer(well: bool, body: dict[str, Any]) -> web.Response:
