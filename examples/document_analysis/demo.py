@@ -1,0 +1,149 @@
+"""The demonstration: analyse a folder of documents through all four layers, watch it live, and compare with the truth.
+
+    make demo
+    python -m examples.document_analysis.demo [FILES …] [--state PATH]
+
+Runs on the small local model, or on GMI Cloud or OpenAI where GMI_API_KEY or OPENAI_API_KEY is set. Every document is one run; kill the
+process at any moment and start it again with the same --batch, and it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from examples.document_analysis.schemas import Report
+from examples.document_analysis.score import load_truth, table
+from examples.document_analysis.workflow import analyze
+from ziggurat import Client, ZigguratError
+from ziggurat.records import Run
+from ziggurat.settings import Settings, load_settings
+from ziggurat.units import human_dollars, human_seconds
+
+HERE = Path(__file__).parent
+#: Where a provider's key is looked for, and the model that the example then uses.
+PROVIDERS = (("GMI_API_KEY", "gmi:deepseek-ai/DeepSeek-V4-Pro"), ("OPENAI_API_KEY", "openai:gpt-5.4-mini"))
+
+
+def settings(state: Path) -> tuple[Settings, str]:
+    """Return the settings of the demonstration, and the route that its model calls take."""
+    environ = dict(os.environ)
+    route = next((route for key, route in PROVIDERS if environ.get(key)), "local:smollm2")
+    environ |= {
+        "ZIGGURAT_ORCHESTRATOR__PATH": str(state),
+        "ZIGGURAT_APP__MODULES": "examples.document_analysis.workflow",
+        "ZIGGURAT_INFERENCE__MODELS__DEFAULT__ROUTES": route,
+    }
+    return load_settings(None, environ), route
+
+
+async def analyse(client: Client, files: Sequence[Path], batch: str, console: Console) -> list[tuple[Path, Run, Report | None]]:
+    """Start a run for each file, show how they get on, and return each with its report, or None if it failed."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("documents", total=len(files))
+
+        async def one(file: Path) -> tuple[Path, Run, Report | None]:
+            handle = await client.start(analyze, str(file), id=f"{batch}/{file.name}", tags={"batch": batch})
+            run = await handle.wait()
+            report = analyze.result.decode(run.result) if run.status == "completed" and run.result is not None else None
+            progress.advance(bar)
+            said = report.kind.value if report is not None else f"{run.status}: {run.reason or (run.error and run.error.message)}"
+            console.print(f"[dim]{file.name}[/] → {said}" if console.is_terminal else f"{file.name} -> {said}")
+            return file, run, report
+
+        return await asyncio.gather(*(one(file) for file in files))
+
+
+def results_table(results: Sequence[tuple[Path, Run, Report | None]]) -> Table:
+    """Return the table of documents: kind, fields, summary, and what each cost."""
+    shown = Table(title="Documents", title_justify="left", show_lines=False, expand=True)
+    for name, ratio in (("document", 3), ("kind", 2), ("fields", 5), ("summary", 6)):
+        shown.add_column(name, ratio=ratio, overflow="ellipsis", no_wrap=name != "summary")
+    for name in ("tokens", "cost", "ms"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for file, run, report in results:
+        fields = ", ".join(f"{k}={v}" for k, v in report.fields.items() if v is not None) if report is not None else ""
+        tokens = run.usage.input_tokens + run.usage.output_tokens
+        took = ((run.ended_at or 0.0) - (run.started_at or 0.0)) * 1000
+        shown.add_row(
+            file.name,
+            report.kind.value if report is not None else f"[red]{run.status}[/]",
+            fields,
+            report.summary if report is not None else (run.error.message if run.error else run.reason),
+            f"{tokens:,}",
+            human_dollars(run.usage.cost_usd),
+            f"{took:,.0f}",
+        )
+    return shown
+
+
+def accuracy_table(reports: Sequence[Report]) -> Table:
+    """Return how the reports compare with the truth, by kind."""
+    names = {report.document for report in reports}
+    truths = [truth for truth in load_truth(HERE / "truth.jsonl") if truth.file in names]
+    shown = Table(title="Accuracy against the truth", title_justify="left")
+    shown.add_column("kind")
+    for name in ("documents", "kind right", "fields right", "summary holds the keywords"):
+        shown.add_column(name, justify="right")
+    for row in table(reports, truths):
+        shown.add_row(row.name, str(row.documents), *(f"{part:.0%}" for part in row.score), end_section=row.name != "all")
+    return shown
+
+
+async def main(arguments: argparse.Namespace) -> int:
+    console = Console()
+    files = [Path(file) for file in arguments.files] or sorted((HERE / "documents").iterdir())
+    chosen, route = settings(Path(arguments.state))
+    console.print(f"{len(files)} documents, model {route}, state in {arguments.state}, batch {arguments.batch}.")
+    started = time.perf_counter()
+    async with Client(chosen) as client:
+        results = await analyse(client, files, arguments.batch, console)
+    took = time.perf_counter() - started
+    console.print(results_table(results))
+    reports = [report for _, _, report in results if report is not None]
+    if reports:
+        console.print(accuracy_table(reports))
+    tokens = sum(run.usage.input_tokens + run.usage.output_tokens for _, run, _ in results)
+    cost = sum(run.usage.cost_usd for _, run, _ in results)
+    rate = len(files) / took * 3600
+    console.print(
+        f"{len(reports)} of {len(files)} documents in {human_seconds(took)} ({rate:,.0f} an hour), "
+        f"{tokens:,} tokens, {human_dollars(cost)}."
+    )
+    state = f"ZIGGURAT_ORCHESTRATOR__PATH={arguments.state} "
+    console.print(
+        f"Look closer: {state}.venv/bin/ziggurat list    …show '{arguments.batch}/{files[0].name}'    …history", highlight=False
+    )
+    return 0 if len(reports) == len(files) else 1
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Analyse documents through all four layers.")
+    parser.add_argument("files", nargs="*", help="documents; the example's own by default")
+    parser.add_argument("--state", default=".ziggurat/demo.db", help="the state file (default: %(default)s)")
+    parser.add_argument(
+        "--batch", default=time.strftime("demo-%Y%m%d-%H%M%S"), help="names the runs; the same name resumes a batch"
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(asyncio.run(main(parse())))
+    except ZigguratError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("Stopped. Start again with the same --batch to go on where it was.", file=sys.stderr)
+        sys.exit(130)
