@@ -12,7 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from msgspec import Struct
 
@@ -99,8 +99,19 @@ class EndpointConfig(Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         # Headers may carry secrets too, so only their names are shown.
-        shown = {"name": self.name, "kind": self.kind, "base_url": self.base_url, "api_key": "***" if self.api_key else ""}
+        shown = {
+            "name": self.name,
+            "kind": self.kind,
+            "base_url": shown_url(self.base_url),
+            "api_key": "***" if self.api_key else "",
+        }
         return f"EndpointConfig({shown!r}, headers={list(self.headers)!r})"
+
+
+def shown_url(url: str) -> str:
+    """Return a URL without its name, password and query, which may be secrets."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
 class CapabilityOverrides(Struct, frozen=True, kw_only=True):
@@ -143,7 +154,7 @@ class Endpoint(ABC):
 
     @abstractmethod
     def stream(self, prompt: Prompt, upstream: str) -> AsyncGenerator[Chunk, None]:
-        """Yield the answer as it is written; the last chunk has a finish reason, and a usage where the endpoint reports one.
+        """Yield the answer as it is written; the end has a finish reason, and with it or after it a usage where there is one.
 
         Closing the iterator closes the upstream call. A stream that ends early raises EndpointFailed. Raises as `complete`.
         """

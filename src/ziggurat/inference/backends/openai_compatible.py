@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NoReturn
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from weakref import WeakKeyDictionary
 
 import aiohttp
@@ -24,7 +24,7 @@ from ziggurat.errors import EndpointFailed, EndpointUnreachable, ModelNotFound, 
 from ziggurat.inference import capabilities as table
 from ziggurat.inference import wire
 from ziggurat.inference.failures import Failures
-from ziggurat.inference.interface import Capabilities, Endpoint, EndpointConfig, require_network
+from ziggurat.inference.interface import Capabilities, Endpoint, EndpointConfig, require_network, shown_url
 from ziggurat.inference.sse import Events, EventTooLong
 from ziggurat.records import Chunk, Completion, Prompt
 
@@ -57,16 +57,19 @@ class OpenAICompatible(Endpoint):
                 f"The endpoint {config.name!r} has the base_url {config.base_url!r}; write a URL such as https://api.example.com/v1."
             )
         self._host = parts.hostname
-        self._base = config.base_url.rstrip("/")
-        self._url = self._base + "/chat/completions"
-        # A URL may carry a password or a key in its query, so errors show neither.
-        port = f":{parts.port}" if parts.port else ""
-        self._shown = urlunsplit((parts.scheme, parts.hostname + port, parts.path.rstrip("/"), "", ""))
+        self._shown = shown_url(config.base_url)
         self._headers = {"Content-Type": "application/json", "User-Agent": "ziggurat", "Accept-Encoding": "identity"}
         if config.api_key and "authorization" not in {name.lower() for name in config.headers}:
             self._headers["Authorization"] = f"Bearer {config.api_key}"
         self._headers |= config.headers
-        secrets = (config.api_key, *config.headers.values(), parts.password or "")
+        # HTTP has one way to authenticate: a name and password in the URL yield to a key.
+        keyed = "authorization" in {name.lower() for name in self._headers}
+        place = parts.netloc.rpartition("@")[2] if keyed else parts.netloc
+        path = parts.path.rstrip("/")
+        self._url = urlunsplit((parts.scheme, place, path + "/chat/completions", parts.query, ""))
+        self._models_url = urlunsplit((parts.scheme, place, path + "/models", parts.query, ""))
+        values = (value for _, value in parse_qsl(parts.query))
+        secrets = (config.api_key, *config.headers.values(), parts.password or "", *values)
         self._failures = Failures(config.name, self._shown, secrets)
         self._session_header = str(config.options.get("session_header", ""))
         self._proxy = config.options.get("proxy") or _proxy_of(parts.scheme, parts.hostname)
@@ -110,7 +113,7 @@ class OpenAICompatible(Endpoint):
     async def models(self) -> list[str]:
         seconds = self.config.timeouts.connect + 20.0
         with self._translated("", seconds):
-            async with asyncio.timeout(seconds), self._request("GET", self._base + "/models", None, {}, "") as response:
+            async with asyncio.timeout(seconds), self._request("GET", self._models_url, None, {}, "") as response:
                 data = await self._read(response, "")
         try:
             listed = msgspec.json.decode(data)
@@ -159,7 +162,7 @@ class OpenAICompatible(Endpoint):
             method, url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False, proxy=self._proxy
         ) as response:
             if not 200 <= response.status < 300:
-                error = await self._read(response, upstream, ERROR_BYTES_MAX, cut=True)
+                error = await self._read(response, upstream, cut=True)
                 raise self._failures.of_status(response.status, response.headers, error, upstream, time.time())
             yield response
 
@@ -172,12 +175,10 @@ class OpenAICompatible(Endpoint):
             await session.close()
         return known
 
-    async def _read(
-        self, response: aiohttp.ClientResponse, upstream: str, most: int = ANSWER_BYTES_MAX, *, cut: bool = False
-    ) -> bytes:
-        """Return a body of bounded size; one that is longer is cut, or raises EndpointFailed."""
+    async def _read(self, response: aiohttp.ClientResponse, upstream: str, *, cut: bool = False) -> bytes:
+        """Return a body of bounded size; a longer one raises EndpointFailed, or is cut if it is an error's."""
         pieces: list[bytes] = []
-        size = 0
+        size, most = 0, ERROR_BYTES_MAX if cut else ANSWER_BYTES_MAX
         async for piece in response.content.iter_any():
             pieces.append(piece)
             size += len(piece)
