@@ -1,0 +1,312 @@
+"""The orchestrator suite, second part: runs that stopped are taken up again, forked, looked at and deleted."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Raw
+
+from ziggurat.errors import Conflict, UnknownName
+from ziggurat.program.definitions import workflow
+from ziggurat.program.primitives import patched, signal
+from ziggurat.records import RunFilter, Usage
+from ziggurat.testing import orchestrator_programs as p
+from ziggurat.testing.orchestrator_harness import OrchestratorHarness
+from ziggurat.testing.worker_tasks import gates
+
+
+class SurgeryPromises(OrchestratorHarness):
+    """Retry, fork, changed code, looking and purging."""
+
+    # -- retry ---------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("flow", [p.breaks, p.child_breaks], ids=["run", "child"])
+    async def test_a_failed_run_is_taken_up_from_the_step_that_failed(self, flow: Any) -> None:
+        async with self.running() as orchestrator:
+            run = await self.start(flow, self.name)
+            failed = await self.ended(run)
+            assert failed.status == "failed"
+            assert failed.error is not None
+            if not orchestrator.capabilities.retry:
+                with pytest.raises(Conflict):
+                    await orchestrator.retry(run)
+                return
+            attempts = p.ran[self.name]
+            gates[f"{self.name}.mended"].set()
+            await orchestrator.retry(run)
+            assert await self.result(run) == [1, 2, 2, 1]
+            assert p.ran[self.name] == attempts + 1
+            assert [p.ran[f"{self.name}.{step}"] for step in ("first", "last")] == [1, 1]
+            with pytest.raises(Conflict, match="completed"):
+                await orchestrator.retry(run)
+
+    async def test_a_retried_run_may_fail_again_and_keeps_its_usage(self) -> None:
+        async with self.running() as orchestrator:
+            if not orchestrator.capabilities.retry:
+                return
+            run = await self.start(p.breaks, self.name)
+            await self.ended(run)
+            await orchestrator.retry(run)
+            assert (await self.ended(run)).status == "failed"
+            assert p.ran[self.name] == 6
+            assert p.ran[f"{self.name}.first"] == 1
+
+    # -- fork ----------------------------------------------------------------------------------------------------
+
+    async def test_a_fork_shares_the_steps_before_it(self) -> None:
+        async with self.running() as orchestrator:
+            if not orchestrator.capabilities.fork:
+                return
+            run = await self.start(p.forks, self.name, 1)
+            values = await self.result(run)
+            for step in (1, 2, 3, 4):
+                p.ran.clear()
+                forked = await orchestrator.fork(run, step, id=f"{run}-fork-{step}")
+                assert (forked.id, forked.forked_from) == (f"{run}-fork-{step}", run)
+                assert await self.result(forked.id) == values
+                assert [p.ran[f"{self.name}.{i}"] for i in range(3)] == [int(i >= step - 1) for i in range(3)]
+            assert await self.result(run) == values
+
+    async def test_a_fork_may_have_other_input(self) -> None:
+        async with self.running() as orchestrator:
+            if not orchestrator.capabilities.fork_with_input:
+                return
+            run = await self.start(p.forks, self.name, 1)
+            values = await self.result(run)
+            payload = Raw(p.forks.arguments.encode((self.name, 10), {}))
+            forked = await orchestrator.fork(run, 3, payload=payload)
+            assert await self.result(forked.id) == [*values[:2], values[1] * 10 + 1]
+            assert p.ran[f"{self.name}.1"] == 1
+
+    async def test_an_impossible_fork_is_a_conflict(self) -> None:
+        async with self.running() as orchestrator:
+            if not orchestrator.capabilities.fork:
+                return
+            run = await self.start(p.line, self.name)
+            await self.result(run)
+            for step in (0, 99):
+                with pytest.raises(Conflict, match="step"):
+                    await orchestrator.fork(run, step)
+            with pytest.raises(Conflict, match=run):
+                await orchestrator.fork(run, 1, id=run)
+
+    # -- changed code --------------------------------------------------------------------------------------------
+
+    async def test_code_that_contradicts_the_history_parks_the_run_until_it_is_mended(self) -> None:
+        @workflow(name="orc.changes")
+        async def before(name: str) -> int:
+            await p.count(name)
+            await signal("go")
+            return await p.count(name, 5)
+
+        @workflow(name="orc.changes")
+        async def after(name: str) -> int:
+            await p.stumble(name, 0)
+            await signal("go")
+            return 0
+
+        async with self.running():
+            self.registry.add(before)
+            run = await self.start(before, self.name)
+            await self.rests(run)
+            self.registry.add(after)
+            await self.restart()
+            await self._touch(run)
+            parked = await self.ended(run)
+            assert parked.status == "parked"
+            assert "step 1" in parked.reason
+            assert "'orc.count'" in parked.reason
+            assert "'orc.stumble'" in parked.reason
+            with pytest.raises(Conflict, match="parked"):
+                await self.send(run, "go")
+            self.registry.add(before)
+            await self.orchestrator.resume(run)
+            await self.rests(run)
+            await self.send(run, "go")
+            assert await self.result(run) == 6
+            assert p.ran[self.name] == 2
+
+    async def _touch(self, run: str) -> None:
+        """Make a run that rests come back."""
+        try:
+            await self.send(run, "touch")
+        except Conflict as error:
+            assert "parked" in str(error)
+
+    async def test_code_that_ends_before_its_history_parks_the_run_and_it_can_be_cancelled(self) -> None:
+        @workflow(name="orc.shrinks")
+        async def before(name: str) -> None:
+            await p.count(name)
+            await signal("go")
+
+        @workflow(name="orc.shrinks")
+        async def after(name: str) -> None:
+            return None
+
+        async with self.running():
+            self.registry.add(before)
+            run = await self.start(before, self.name)
+            await self.rests(run)
+            self.registry.add(after)
+            await self.restart()
+            await self._touch(run)
+            parked = await self.ended(run)
+            assert parked.status == "parked"
+            assert "'orc.count'" in parked.reason
+            await self.orchestrator.cancel(run, "given up")
+            assert (await self.ended(run)).status == "cancelled"
+
+    async def test_a_patch_keeps_runs_that_passed_it_on_the_old_branch(self) -> None:
+        @workflow(name="orc.patches")
+        async def before(name: str) -> str:
+            await p.count(name)
+            await signal("go")
+            return "old"
+
+        @workflow(name="orc.patches")
+        async def after(name: str) -> str:
+            await p.count(name)
+            branch = "new" if patched("other-branch") else "old"
+            if branch == "new":
+                await p.count(f"{name}.new")
+            await signal("go")
+            return branch if patched("other-branch") == (branch == "new") else "torn"
+
+        async with self.running():
+            self.registry.add(before)
+            old = await self.start(before, self.name)
+            await self.rests(old)
+            self.registry.add(after)
+            await self.restart()
+            new = await self.start(after, self.name)
+            await self.rests(new)
+            await self.restart()
+            for run, result in ((old, "old"), (new, "new")):
+                await self.send(run, "go")
+                assert await self.result(run) == result
+            assert p.ran[f"{self.name}.new"] == 1
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    async def test_the_history_tells_every_step(self) -> None:
+        async with self.running() as orchestrator:
+            run = await self.start(p.line, self.name)
+            await self.result(run)
+            events = await orchestrator.history(run)
+            assert [e.seq for e in events] == sorted({e.seq for e in events})
+            assert [e.kind for e in events] == ["run_started", *["step_completed"] * 3, "run_completed"]
+            assert [bytes(e.result or b"") for e in events[1:4]] == [b"1", b"2", b"3"]
+            assert await orchestrator.history(run, after=events[1].seq) == events[2:]
+            assert await orchestrator.history(run, after=events[0].seq, limit=2) == events[1:3]
+
+    async def test_steps_show_what_is_done_and_what_is_under_way(self) -> None:
+        async with self.running() as orchestrator:
+            run = await self.start(p.waits, self.name, "gather")
+            await gates.passed(f"{self.name}.in")
+
+            async def shows() -> bool:
+                found = [(s.kind, s.name, s.status) for s in await orchestrator.steps(run)]
+                return found == [("task", "orc.hold", "running"), ("timer", "sleep", "waiting"), ("signal", "go", "waiting")]
+
+            await self.until(shows)
+            await orchestrator.cancel(run)
+            await self.ended(run)
+            (last,) = [s for s in await orchestrator.steps(run) if s.name == "orc.count"]
+            assert (last.status, last.attempt) == ("completed", 1)
+
+    async def test_state_and_progress_are_shown_in_order(self) -> None:
+        async with self.running() as orchestrator:
+            run = await self.start(p.tells, self.name)
+            watching = asyncio.create_task(self.watched(run))
+            state = (await self.rests(run)).state
+            assert msgspec.json.decode(state or b"null") == {"stage": "second"}
+            await asyncio.sleep(self.glance)
+            await self.send(run, "go")
+            await self.ended(run)
+            state = (await orchestrator.get(run)).state
+            assert msgspec.json.decode(state or b"null") == {"stage": "third"}
+            seen = await watching
+            history = [e.event for e in seen if e.kind == "history"]
+            assert history == await orchestrator.history(run)
+            assert (seen[-1].kind, seen[-1].status) == ("status", "completed")
+            shown = [(e.progress.kind, msgspec.json.decode(e.progress.data)) for e in seen if e.progress is not None]
+            words = [data for kind, data in shown if kind == "emit" and isinstance(data, str)]
+            assert words == [word for word in ("a", "b") if word in words]
+            assert ("answer", {"part": 2}) in shown
+
+    async def test_a_watcher_may_come_late_or_in_the_middle(self) -> None:
+        async with self.running() as orchestrator:
+            run = await self.start(p.line, self.name)
+            await self.result(run)
+            history = await orchestrator.history(run)
+            for after in (0, 2, history[-1].seq):
+                seen = await self.watched(run, after=after)
+                assert [e.event for e in seen if e.kind == "history"] == [e for e in history if e.seq > after]
+                assert seen[-1].status == "completed"
+
+    async def test_waiting_has_a_limit(self) -> None:
+        async with self.running() as orchestrator:
+            run = await self.start(p.signals, ["a"])
+            with pytest.raises(TimeoutError):
+                await orchestrator.wait(run, 0.01)
+            await self.send(run, "a", 1)
+            assert await self.result(run) == [1]
+
+    async def test_lists_are_filtered_and_paged_newest_first(self) -> None:
+        async with self.running() as orchestrator:
+            ids = [
+                await self.start(p.line, self.name, 1, id=f"{self.name}-{i}", tags={"half": str(i % 2)}, namespace=f"ns{i // 3}")
+                for i in range(6)
+            ]
+            waiting = await self.start(p.signals, ["a"], id=f"{self.name}-waits")
+            for run in ids:
+                await self.result(run)
+            await self.rests(waiting)
+
+            async def listed(**where: Any) -> list[str]:
+                return [r.id for r in await orchestrator.list(RunFilter(search=self.name, **where))]
+
+            newest = [waiting, *reversed(ids)]
+            assert await listed() == newest
+            assert await listed(limit=3) == newest[:3]
+            assert await listed(limit=3, after=newest[2]) == newest[3:6]
+            assert await listed(status=("completed",)) == newest[1:]
+            assert await listed(workflow=p.signals.name) == [waiting]
+            assert await listed(tags={"half": "1"}) == [ids[5], ids[3], ids[1]]
+            assert await listed(namespace="ns1") == [ids[5], ids[4], ids[3]]
+            created = [(await orchestrator.get(run)).created_at for run in ids]
+            assert set(await listed(since=created[2], until=created[4])) == {i for i, c in zip(ids, created, strict=True) if
+                created[2] <= c < created[4]}
+            light = (await orchestrator.list(RunFilter(search=ids[0])))[0]
+            assert (light.result, bytes(light.payload)) == (None, b"{}")
+
+    async def test_usage_counts_every_attempt_and_every_child(self) -> None:
+        async with self.running() as orchestrator:
+            run = await self.start(p.pays, self.name)
+            assert (await self.ended(run)).status == "completed"
+            expected = Usage(calls=4, input_tokens=40, output_tokens=20, cost_usd=1.0)
+            assert (await orchestrator.get(run)).usage == expected
+            await self.restart()
+            assert (await self.orchestrator.get(run)).usage == expected
+
+    # -- purge ---------------------------------------------------------------------------------------------------
+
+    async def test_ended_runs_are_purged_and_no_others(self) -> None:
+        async with self.running() as orchestrator:
+            if not orchestrator.capabilities.purge:
+                return
+            done = await self.start(p.line, self.name, id=f"{self.name}-done")
+            going = await self.start(p.signals, ["a"], id=f"{self.name}-going")
+            await self.result(done)
+            with pytest.raises(Conflict, match=going):
+                await orchestrator.purge(RunFilter(search=going))
+            assert await orchestrator.purge(RunFilter(search=self.name, status=("completed",))) == 1
+            with pytest.raises(UnknownName):
+                await orchestrator.get(done)
+            await self.send(going, "a", 1)
+            assert await self.result(going) == [1]
+            assert await self.result(await self.start(p.line, self.name, id=done)) == 3
+            assert p.ran[f"{self.name}.0"] == 2

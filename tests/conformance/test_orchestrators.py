@@ -1,0 +1,53 @@
+"""The orchestrator suite over every backend of this project, and what the embedded one promises beyond it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite(
+    "ziggurat.testing.orchestrator_control",
+    "ziggurat.testing.orchestrator_harness",
+    "ziggurat.testing.orchestrator_suite",
+    "ziggurat.testing.orchestrator_surgery",
+)
+
+from ziggurat.orchestrator.embedded.engine import EmbeddedOrchestrator  # noqa: E402
+from ziggurat.orchestrator.embedded.options import EngineOptions  # noqa: E402
+from ziggurat.orchestrator.interface import Orchestrator  # noqa: E402
+from ziggurat.program.registry import Registry  # noqa: E402
+from ziggurat.queues.backends.memory import MemoryQueue  # noqa: E402
+from ziggurat.testing.orchestrator_suite import OrchestratorSuite  # noqa: E402
+from ziggurat.workers.options import WorkerOptions  # noqa: E402
+from ziggurat.workers.worker import Worker  # noqa: E402
+
+
+class TestEmbedded(OrchestratorSuite):
+    options = EngineOptions(seed=1)
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        self.state = tmp_path / "state.db"
+
+    async def begin(self, registry: Registry) -> Orchestrator:
+        self.queue = MemoryQueue()
+        await self.queue.open()
+        self.engine = EmbeddedOrchestrator(self.state, self.queue, registry, options=self.options)
+        await self.engine.open()
+        worker = Worker(self.queue, registry, options=WorkerOptions(poll=0.2, cleanup=1.0))
+        self.working = asyncio.create_task(worker.run())
+        return self.engine
+
+    async def end(self) -> None:
+        self.working.cancel()
+        await asyncio.gather(self.working, return_exceptions=True)
+        await self.engine.close()
+        await self.queue.close()
+
+
+class TestEmbeddedThatForgets(TestEmbedded):
+    """Every run is evicted whenever it rests, so that all of it works by replay."""
+
+    options = EngineOptions(seed=1, evict_always=True)
