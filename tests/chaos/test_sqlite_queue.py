@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import subprocess
@@ -21,6 +22,8 @@ pytestmark = pytest.mark.chaos
 
 ROOT = Path(__file__).parent.parent.parent
 LEASE = 0.5
+#: Random seeds of the killing; ZIGGURAT_CHAOS_SEEDS asks for more.
+SEEDS = range(1, 1 + int(os.environ.get("ZIGGURAT_CHAOS_SEEDS") or 3))
 #: Seconds after which a test that has not come to its end is stuck.
 LIMIT = 60.0
 
@@ -80,9 +83,9 @@ async def gather_outcomes(queue: SqliteQueue, number: int) -> dict[str, Outcome]
     return found
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", SEEDS)
 async def test_every_message_is_settled_once_while_workers_are_killed_and_frozen(tmp_path: Path, seed: int) -> None:
-    rng = random.Random(seed)
+    rng, loop = random.Random(seed), asyncio.get_running_loop()
     hands = Hands(tmp_path)
     queue = SqliteQueue(hands.path, hands.options)
     await queue.open()
@@ -95,17 +98,14 @@ async def test_every_message_is_settled_once_while_workers_are_killed_and_frozen
             await queue.send(sent[start : start + 50])
             await asyncio.sleep(rng.random() * 0.15)
             victim = rng.choice(hands.alive)
-            match rng.choice(["kill", "freeze", "thaw", "nothing"]):
+            match rng.choice(["kill", "freeze", "nothing"]):
                 case "kill":
                     hands.kill(victim)
                     hands.start()
                 case "freeze":
+                    # A process that is frozen inside a transaction keeps the file's lock, so whoever thaws it must not wait for that.
                     victim.send_signal(signal.SIGSTOP)
-                case "thaw":
-                    for process in hands.alive:
-                        process.send_signal(signal.SIGCONT)
-        for process in hands.alive:
-            process.send_signal(signal.SIGCONT)
+                    loop.call_later(LEASE * (1 + rng.random()), victim.send_signal, signal.SIGCONT)
         found = await gathering
     finally:
         hands.stop()

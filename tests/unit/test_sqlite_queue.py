@@ -7,6 +7,7 @@ import os
 import resource
 import sqlite3
 import stat
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -192,6 +193,16 @@ async def test_a_lock_that_is_never_left_is_one_sentence(path: Path, monkeypatch
             await queue.send(messages(1))
         other.close()
         await queue.send(messages(1))
+
+
+async def test_another_queue_on_the_file_leaves_the_locks_of_this_process_alone(path: Path) -> None:
+    # POSIX drops a process's locks on a file when any of its descriptors is closed. A connection elsewhere would then take itself for
+    # the last one, and delete the log that this process still writes.
+    async with opened(path) as queue, opened(path):
+        await queue.send(messages(1))
+        code = f"import sqlite3; db = sqlite3.connect({str(path)!r}); db.execute('SELECT count(*) FROM messages').fetchone(); db.close()"
+        await (await asyncio.create_subprocess_exec(sys.executable, "-c", code)).wait()
+        assert path.with_name("queue.db-wal").stat().st_size > 0
 
 
 # -- callers that go away --------------------------------------------------------------------------------------------

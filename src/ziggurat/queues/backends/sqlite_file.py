@@ -73,10 +73,13 @@ class SqliteFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
-        # Payloads are private: the file is made for its owner alone, and SQLite gives its companions the same mode.
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        new = not self.path.exists()
         self.close()
         db = self._db = sqlite3.connect(self.path, timeout=0, isolation_level=None, cached_statements=256)
+        if new:
+            # Payloads are private: the file is its owner's alone, and SQLite gives its companions the same mode. By path, because closing
+            # a descriptor of the file would drop the locks of every other connection of this process, and with them the file's integrity.
+            self.path.chmod(0o600)
         db.execute("PRAGMA journal_mode = WAL")
         # No sync at each commit: a crash of the machine may lose the last messages, which the orchestrator then finds missing and
         # sends again; the file stays whole, and a crash of a process loses nothing.
