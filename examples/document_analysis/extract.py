@@ -162,9 +162,8 @@ def _message(message: EmailMessage, name: str, depth: int) -> str:
     if not body.strip():
         body = _html(_content(message.get_body(("html",))))
     parts = ["\n".join(head), body]
-    for part in message.iter_attachments():
-        if isinstance(part, EmailMessage):
-            parts.append(_attachment(part, name, depth))
+    attached = (part for part in message.iter_attachments() if isinstance(part, EmailMessage))
+    parts += [_attachment(part, name, depth) for part in attached]
     return "\n\n".join(part.strip() for part in parts if part.strip())
 
 

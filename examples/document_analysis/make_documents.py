@@ -19,7 +19,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from email import policy
 from email.message import EmailMessage
 from pathlib import Path
@@ -30,7 +30,7 @@ SOURCES = HERE / "sources"
 DOCUMENTS = HERE / "documents"
 
 #: A date for metadata fields that must not hold the time of the build.
-EPOCH = datetime(2025, 7, 1, 12, 0, 0)
+EPOCH = datetime(2025, 7, 1, 12, 0, 0, tzinfo=UTC)
 
 #: One part of a source: its style and its text, or the rows of a table.
 Block = tuple[str, str] | tuple[str, list[list[str]]]
@@ -98,7 +98,7 @@ def build_docx(source: str) -> bytes:
     properties.created = properties.modified = EPOCH
     for kind, content in blocks(source):
         if kind == "page":
-            document.add_page_break()
+            document.add_paragraph().paragraph_format.page_break_before = True
         elif isinstance(content, list):
             table = document.add_table(rows=0, cols=max(len(row) for row in content), style="Table Grid")
             for row in content:
