@@ -219,7 +219,7 @@ def test_commands_reach_the_process_that_serves(shop: Project) -> None:
     assert shop.end(watching).out == "why? so\n"
     stopped = shop.end(server, signal.SIGTERM)
     assert stopped.code == 0
-    assert "SIGTERM: draining" in stopped.err
+    assert "drains: it got SIGTERM" in stopped.err
     assert shop.ok("list", "--status", "completed", "--json").json
 
 
@@ -352,6 +352,27 @@ def test_batch_survives_kill_9_with_every_result_once(shop: Project) -> None:
     found = lines(out)
     assert sorted(str(line["source"]) for line in found) == [f"in.jsonl:{n}" for n in range(1, 9)]
     assert all(line["status"] == "completed" for line in found)
+
+
+def test_ctrl_c_ends_a_batch_that_can_go_on(shop: Project) -> None:
+    shop.write("in.jsonl", "".join(json.dumps({"count": 4, "marker": str(shop.folder / f"m{n}")}) + "\n" for n in range(4)))
+    command = ("batch", "shop:steps", "in.jsonl", "-o", "out.jsonl", "-j", "1")
+    running = shop.begin(*command)
+    shop.until(lambda: (shop.folder / "out.jsonl").exists() and (shop.folder / "out.jsonl").read_text(), "one result is written")
+    stopped = shop.end(running, signal.SIGINT)
+    assert stopped.code == 130
+    assert "the same command goes on with the rest" in stopped.err
+    assert "Traceback" not in stopped.err
+    shop.ok(*command)
+    assert len(lines(shop.folder / "out.jsonl")) == 4
+
+
+def test_a_batch_ends_with_the_reason_when_a_layer_is_lost(shop: Project) -> None:
+    shop.write("in.jsonl", '{"n": 1}\n{"n": 2}\n')
+    shop.write(".ziggurat/state.db", "no database " * 1000)
+    done = shop.run("batch", "shop:check", "in.jsonl", "-o", "out.jsonl")
+    assert done.code == 3
+    assert "not a state file" in done.error
 
 
 def test_equal_inputs_are_runs_of_their_own(shop: Project) -> None:

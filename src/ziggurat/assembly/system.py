@@ -28,6 +28,8 @@ from ziggurat.workers.worker import Worker
 
 log = logging.getLogger("ziggurat")
 
+#: The inference layers of the systems that are open in this process; direct calls use the newest.
+_models: list[Any] = []
 #: Seconds between two looks for queues that a pool with "*" does not serve yet.
 _NEW_QUEUES_EVERY = 1.0
 
@@ -116,6 +118,7 @@ class System:
             await self._open_control()
         if self._drive:
             models = build_models(settings)
+            _models.append(models)
             use_models(models)
             self._stack.push_async_callback(_forget_models, models)
             for name, wanted in chosen.items():
@@ -284,5 +287,6 @@ class Pool:
 
 
 async def _forget_models(models: Any) -> None:
-    use_models(None)
+    _models.remove(models)
+    use_models(_models[-1] if _models else None)
     await models.close()

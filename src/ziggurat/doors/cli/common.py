@@ -206,6 +206,8 @@ def report(error: BaseException, *, as_json: bool) -> int:
 
     An error of a person's making is one sentence. Anything else is a bug of ours: one line too, and the traceback goes to a file.
     """
+    while isinstance(error, BaseExceptionGroup):  # Of work done side by side: what failed first ended the rest.
+        error = error.exceptions[0]
     code, kind = 1, type(error).__name__
     if isinstance(error, ZigguratError):
         code, text = error.exit_code, str(error)

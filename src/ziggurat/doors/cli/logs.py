@@ -25,7 +25,9 @@ class _Stderr(logging.StreamHandler[TextIO]):
 def show_logs(*, staying: bool = False, verbose: bool = False) -> None:
     """Show the logs of Ziggurat, from warnings on; with `staying` or `verbose` from information on."""
     handler = _Stderr()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s" if staying else "%(levelname)s: %(message)s"))
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)s %(message)s" if staying else "%(name)s %(levelname)s: %(message)s")
+    )
     for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
         logging.addLevelName(level, logging.getLevelName(level).lower())
     logger = logging.getLogger("ziggurat")

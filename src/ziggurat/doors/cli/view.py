@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -203,9 +204,11 @@ def steps_table(steps: Iterable[StepView], tails: dict[int, str] | None = None) 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    for column in ("mark", "number", "name", "status", "time", "usage", "note"):
-        table.add_column(column, justify="right" if column in ("number", "time") else "left", no_wrap=True, overflow="ellipsis")
+    # The note takes what the other columns leave, and is cut where the line ends.
+    table = Table.grid(padding=(0, 2), expand=tails is not None or sys.stdout.isatty())
+    for column in ("mark", "number", "name", "status", "time", "usage"):
+        table.add_column(column, justify="right" if column in ("number", "time") else "left", no_wrap=True)
+    table.add_column("note", no_wrap=True, overflow="ellipsis", ratio=1)
     for step in steps:
         style = STATUS_STYLES.get(step.status, "dim")
         mark: RenderableType = Text(_MARKS.get(step.status, " "), style=style)
@@ -213,7 +216,7 @@ def steps_table(steps: Iterable[StepView], tails: dict[int, str] | None = None) 
             mark = Spinner("dots", style=style)
         name = step.name if step.kind == "task" else f"{step.kind} {step.name}".strip()
         status = step.status if step.attempt == 1 else f"{step.status} (attempt {step.attempt})"
-        note = _one_line(step.error.message if step.error is not None else (tails or {}).get(step.step, ""))
+        note = _one_line(step.error.message)[:TAIL] if step.error is not None else _one_line((tails or {}).get(step.step, ""))
         table.add_row(
             mark,
             str(step.step),
@@ -221,7 +224,7 @@ def steps_table(steps: Iterable[StepView], tails: dict[int, str] | None = None) 
             Text(status, style=style),
             _duration(step),
             usage_text(step.usage).strip(),
-            Text(note[-TAIL:], style="red" if step.error is not None else "dim"),
+            Text(note, style="red" if step.error is not None else "dim"),
         )
     return table
 
