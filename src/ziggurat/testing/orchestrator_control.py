@@ -224,14 +224,14 @@ class ControlPromises(OrchestratorHarness):
             if not self.pauses():
                 return
             timer = await self.start(p.timer_then_count, self.name)
-            signals = await self.start(p.signals, ["a"])
+            signals = await self.start(p.signal_then_count, self.name)
             await asyncio.gather(orchestrator.pause(timer), orchestrator.pause(signals))
             await self.send(signals, "a", 7)
             await asyncio.sleep(self.glance)
-            assert p.ran[f"{self.name}.after"] == 0
+            assert (p.ran[f"{self.name}.after"], p.ran[f"{self.name}.signalled"]) == (0, 0)
             await asyncio.gather(orchestrator.resume(timer), orchestrator.resume(signals))
             assert await self.result(timer) == 1
-            assert await self.result(signals) == [7]
+            assert await self.result(signals) == 8
 
     async def test_a_paused_run_can_be_cancelled(self) -> None:
         async with self.running() as orchestrator:

@@ -211,6 +211,11 @@ async def timer_then_count(name: str) -> int:
     return await count(f"{name}.after")
 
 
+@workflow(name="orc.signal_then_count")
+async def signal_then_count(name: str) -> int:
+    return await count(f"{name}.signalled", await program.signal("a", int))
+
+
 @workflow(name="orc.breaks")
 async def breaks(name: str) -> list[int]:
     """Two steps that go well beside one that fails, between two others."""

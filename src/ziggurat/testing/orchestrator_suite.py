@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from ziggurat.errors import Conflict
 from ziggurat.testing import orchestrator_programs as p
 from ziggurat.testing.generator import Generator
 from ziggurat.testing.orchestrator_control import ControlPromises
@@ -158,7 +160,8 @@ class ProgramPromises(OrchestratorHarness):
         Surroundings.send = send
         run = await self.start(run_program, generations, id=f"{self.name}-{interrupted}")
         for name, value in generator.signals:
-            await self.send(run, name, value, name)
+            with suppress(Conflict):
+                await self.send(run, name, value, name)
         for _ in range(chance.randint(1, 3) if interrupted else 0):
             await asyncio.sleep(chance.random() * 0.03)
             await self.restart()

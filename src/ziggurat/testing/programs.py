@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from ziggurat.errors import ChildRunError, SignalTimeout, TaskError
+from ziggurat.errors import ChildRunError, Conflict, SignalTimeout, TaskError
 from ziggurat.program.definitions import task, workflow
 from ziggurat.program.options import Retry
 from ziggurat.program.primitives import (
@@ -135,7 +135,10 @@ async def send(run: str, name: str, value: int) -> int:
     """Send a signal to a run, which may not have started yet."""
     _note(name, value)
     if Surroundings.send is not None:
-        await Surroundings.send(run, name, value, name)
+        try:
+            await Surroundings.send(run, name, value, name)
+        except Conflict:
+            pass  # The run has ended: an attempt that was not recorded sent it before.
     return value
 
 
@@ -485,5 +488,7 @@ async def _tell(node: Node, value: int) -> int:
 
 
 _OPERATIONS: dict[str, Callable[[Node, int], Awaitable[int]]] = {
-    name[1:]: function for name, function in list(globals().items()) if name.startswith("_") and inspect.iscoroutinefunction(function)
+    name[1:]: function
+    for name, function in list(globals().items())
+    if name.startswith("_") and inspect.iscoroutinefunction(function)
 }

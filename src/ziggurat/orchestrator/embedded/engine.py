@@ -76,6 +76,8 @@ class EmbeddedOrchestrator(Orchestrator):
         self.queue, self.registry = queue, registry
         self.lock = StateLock(self.path)
         self._tasks: builtins.list[asyncio.Task[None]] = []
+        #: Held while the history of a run that stopped is worked on: two hands on one history would write the same positions.
+        self._surgery = asyncio.Lock()
         self._open = False
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -210,9 +212,12 @@ class EmbeddedOrchestrator(Orchestrator):
         if found.status in ENDED:
             return
         if found.status == "parked":
-            await self._settled_writes(run)
-            await self._journal.durable(self.driver.kin.end_parked(*self._row(run), reason))
-            return
+            async with self._surgery:
+                await self._journal.durable(Write())
+                row = self._row(run)
+                if row[1].status == "parked":
+                    await self._journal.durable(self.driver.kin.end_parked(*row, reason))
+                    return
         if found.status == "paused":
             await self.resume(run)
         resident = self._awake(run, "cancel")
@@ -237,7 +242,8 @@ class EmbeddedOrchestrator(Orchestrator):
             resident.run = replace(resident.run, status="running", reason="", budget_usd=budget)
             await self._record_with_row(resident, event, partial(self.driver.go_on, resident))
         elif found.status == "parked":
-            await self._take_up(run, "run_resumed", None, budget_usd)
+            async with self._surgery:
+                await self._take_up(run, "run_resumed", "parked", budget_usd)
         elif found.status in ENDED:
             raise Conflict(f"The run {run} is {found.status} and cannot be resumed{_retry_hint(found)}.")
 
@@ -245,15 +251,27 @@ class EmbeddedOrchestrator(Orchestrator):
         found = self._stored(run)
         if found.status != "failed":
             raise Conflict(f"The run {run} is {found.status}; only a failed run can be retried.")
-        key, found = self._row(run)
-        await self._take_up(run, "run_retried", retry_events(found, self._journal.reader.events(key)))
+        async with self._surgery:
+            await self._retry(run)
         return self._stored(run)
 
-    async def _take_up(self, run: str, kind: str, kept: builtins.list[Event] | None, budget_usd: float | None = None) -> None:
-        """Bring a stopped run back: with its history as it is, or with `kept` in its place; perhaps with another budget."""
+    async def _retry(self, run: str) -> None:
+        """Take up the child run whose failure a run failed of before the run itself, so that it finds the child under way."""
+        error = self._stored(run).error
+        if error is not None and error.run_id:
+            row = self._journal.reader.run(error.run_id)
+            if row is not None and row[1].status == "failed":
+                await self._retry(error.run_id)
+        await self._take_up(run, "run_retried", "failed")
+
+    async def _take_up(self, run: str, kind: str, status: str, budget_usd: float | None = None) -> None:
+        """Bring a run back that stopped with `status`: a parked one with its history as it is, a failed one without its failure."""
         self.driver.parked.pop(run, None)
         await self._journal.durable(Write())
         key, found = self._row(run)
+        if found.status != status:
+            return
+        kept = retry_events(found, self._journal.reader.events(key)) if status == "failed" else None
         resident = self._cold(key, found)
         event = self.driver.event(resident, kind)
         # A retry is a new epoch of message ids: an outcome of the history as it was must not be taken for one of the new.
@@ -349,8 +367,10 @@ class EmbeddedOrchestrator(Orchestrator):
         return self._journal.reader.events(key, after=after, limit=limit)
 
     async def steps(self, run: str) -> builtins.list[StepView]:
-        key, _ = self._row(run)
+        key, found = self._row(run)
         resident = self.driver.residents.get(run)
+        if resident is None and self._drive and found.status not in STOPPED:
+            resident = self.driver.resident(run)
         return step_views(
             current_generation(self._journal.reader.events(key)), resident.execution if resident is not None else None
         )

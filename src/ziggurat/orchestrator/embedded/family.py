@@ -99,9 +99,11 @@ class Family:
     def end_parked(self, key: int, run: Run, reason: str) -> Write:
         """Return the write that ends a parked run as cancelled. Its program cannot be run to clean up, so it ends as it stands."""
         driver = self._driver
-        driver.parked.pop(run.id, None)
         last = driver.reader.events(key)[-1]
-        event = Event(seq=last.seq + 1, kind="run_cancelled", at=max(last.at, driver.clock.time()), detail=reason)
+        parked = driver.parked.pop(run.id, None)
+        # Outcomes that came for the parked run may still be on the way to the disk.
+        seq = parked[0].next_seq if parked is not None else last.seq + 1
+        event = Event(seq=seq, kind="run_cancelled", at=max(last.at, driver.clock.time()), detail=reason)
         ended = replace(run, status="cancelled", reason=reason, ended_at=event.at, events=event.seq)
         write = Write([event_row(key, event)], [run_row(key, ended)])
         self.tell_parent(ended, write)
