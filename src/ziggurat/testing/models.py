@@ -24,7 +24,17 @@ import msgspec
 from aiohttp import web
 
 from ziggurat.inference import wire
-from ziggurat.inference.backends.scripted import Behaviour, Fault, Reply, Script, ScriptOptions, create, tokens_of, usage_for
+from ziggurat.inference.backends.scripted import (
+    Behaviour,
+    Fault,
+    Reply,
+    Script,
+    ScriptOptions,
+    create,
+    tokens_of,
+    usage_for,
+    within,
+)
 from ziggurat.inference.interface import EndpointConfig, ModelConfig
 from ziggurat.inference.router import Router
 from ziggurat.records import ChatMessage, Prompt, Tool, ToolCall, Usage
@@ -165,8 +175,8 @@ class FaultyUpstream:
             return await self._fault(reply)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        pieces = tokens_of(reply.text)
-        events = [{"content": piece} for piece in pieces] or [{"refusal": reply.refusal}] * bool(reply.refusal)
+        text, finish = within(reply.text, prompt.max_tokens)
+        events = [{"content": piece} for piece in tokens_of(text)] or [{"refusal": reply.refusal}] * bool(reply.refusal)
         cut_after = len(events) // 2 if reply.fault == "cut" else None
         for number, delta in enumerate(events):
             if number == cut_after:
@@ -184,7 +194,7 @@ class FaultyUpstream:
             hang_up(request)
             return response
         usage = usage_for(prompt, reply)
-        await response.write(event({}, finish="tool_calls" if reply.tool_calls else "stop"))
+        await response.write(event({}, finish="tool_calls" if reply.tool_calls else finish))
         if usage.calls and body.get("stream_options", {}).get("include_usage"):
             await response.write(b"data: " + json.dumps({"choices": [], "usage": usage_body(usage)}).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
@@ -241,13 +251,14 @@ def prompt_of(body: dict[str, Any]) -> Prompt:
 
 def answer_body(prompt: Prompt, reply: Reply, model: str) -> dict[str, Any]:
     """Return a reply as a whole answer of the dialect."""
-    said: dict[str, Any] = {"role": "assistant", "content": reply.text or None}
+    text, ended = within(reply.text, prompt.max_tokens)
+    said: dict[str, Any] = {"role": "assistant", "content": text or None}
     if reply.refusal:
         said["refusal"] = reply.refusal
     if reply.tool_calls:
         said["tool_calls"] = wire.message(ChatMessage(role="assistant", tool_calls=reply.tool_calls))["tool_calls"]
     usage = usage_for(prompt, reply)
-    finish = "tool_calls" if reply.tool_calls else "stop"
+    finish = "tool_calls" if reply.tool_calls else ended
     return {
         "id": "chatcmpl-scripted",
         "object": "chat.completion",

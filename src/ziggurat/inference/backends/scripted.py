@@ -223,18 +223,19 @@ class ScriptedEndpoint(Endpoint):
     async def complete(self, prompt: Prompt, upstream: str) -> Completion:
         reply = self._begin(prompt)
         try:
+            ends = self._ends(prompt)
             duration = (reply.first_token or 0.0) + (reply.per_token or 0.0) * len(tokens_of(reply.text))
             if reply.fault == "cut":
                 # A whole answer that breaks off and a stream that does are the same failure.
                 raise self._error(reply, upstream)
-            await self._wait(duration, reply, prompt, upstream)
+            await self._wait(duration, reply, ends, upstream)
             usage = usage_for(prompt, reply)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
         finally:
             self.open_calls -= 1
-        text, finish = _within(reply.text, prompt.max_tokens)
+        text, finish = within(reply.text, prompt.max_tokens)
         if finish == "length" and usage.calls:
             usage = replace(usage, output_tokens=prompt.max_tokens or 0)
         return Completion(
@@ -249,14 +250,15 @@ class ScriptedEndpoint(Endpoint):
         reply = self._begin(prompt)
         ended = False
         try:
-            await self._wait(reply.first_token or 0.0, reply, prompt, upstream)
-            text, finish = _within(reply.text, prompt.max_tokens)
+            ends = self._ends(prompt)
+            await self._wait(reply.first_token or 0.0, reply, ends, upstream)
+            text, finish = within(reply.text, prompt.max_tokens)
             pieces = tokens_of(text)
             for number, piece in enumerate(pieces):
                 if reply.fault == "cut" and number >= len(pieces) // 2:
                     raise self._error(reply, upstream)
                 if number and reply.per_token:
-                    await asyncio.sleep(reply.per_token)
+                    await self._sleep(reply.per_token, ends, reply, upstream)
                 yield Chunk(text=piece)
             if reply.fault == "cut":
                 raise self._error(reply, upstream)
@@ -286,18 +288,24 @@ class ScriptedEndpoint(Endpoint):
         del self.prompts[:-1000]
         return self.script.reply(prompt)
 
-    async def _wait(self, seconds: float, reply: Reply, prompt: Prompt, upstream: str) -> None:
-        """Let the time pass, and fail if that is the script."""
-        limit = self.config.timeouts.total if prompt.timeout is None else min(prompt.timeout, self.config.timeouts.total)
-        if reply.fault == "timeout":
-            seconds = math.inf
-        limit = min(limit, self.config.timeouts.first_token)
-        if seconds > 0:
-            await asyncio.sleep(min(seconds, limit))
-        if seconds >= limit:
-            raise self._error(replace(reply, fault="timeout"), upstream)
+    def _ends(self, prompt: Prompt) -> float:
+        """Return when the call has to end, by the loop's clock."""
+        total = self.config.timeouts.total
+        return asyncio.get_running_loop().time() + (total if prompt.timeout is None else min(prompt.timeout, total))
+
+    async def _wait(self, seconds: float, reply: Reply, ends: float, upstream: str) -> None:
+        """Let the time to the first token pass, and fail if that is the script."""
+        first = min(ends, asyncio.get_running_loop().time() + self.config.timeouts.first_token)
+        await self._sleep(math.inf if reply.fault == "timeout" else seconds, first, reply, upstream)
         if reply.fault not in (None, "cut"):
             raise self._error(reply, upstream)
+
+    async def _sleep(self, seconds: float, ends: float, reply: Reply, upstream: str) -> None:
+        left = ends - asyncio.get_running_loop().time()
+        if seconds > 0:
+            await asyncio.sleep(max(0.0, min(seconds, left)))
+        if seconds > left:
+            raise self._error(replace(reply, fault="timeout"), upstream)
 
     def _error(self, reply: Reply, upstream: str) -> InferenceError:
         fault = reply.fault or "failed"
@@ -321,7 +329,7 @@ _ERRORS: dict[str, tuple[type[InferenceError], str, bool]] = {
 }
 
 
-def _within(text: str, most: int | None) -> tuple[str, Literal["stop", "length"]]:
+def within(text: str, most: int | None) -> tuple[str, Literal["stop", "length"]]:
     """Return the text, cut after so many tokens, and how it finished."""
     pieces = tokens_of(text) if most is not None else ()
     if most is None or len(pieces) <= most:
