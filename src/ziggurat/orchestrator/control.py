@@ -207,7 +207,7 @@ class ControlServer:
                 answering = asyncio.create_task(self._answer(request, writer))
                 under_way[request.id] = answering
                 answering.add_done_callback(lambda _, id=request.id: under_way.pop(id, None))  # type: ignore[misc]
-        except (ConnectionError, asyncio.CancelledError, msgspec.MsgspecError, ValueError):
+        except (ConnectionError, asyncio.CancelledError, msgspec.MsgspecError, ValueError, RecursionError):
             pass  # The client is gone, we are closing, or someone does not speak our language: the connection ends.
         finally:
             self._connections.discard(task)
