@@ -51,16 +51,16 @@ LEASE = "UPDATE messages SET state = 2, due = ?, epoch = epoch + 1, deliveries =
 #: What a delivery must match to own its message.
 OWNED = "id = ? AND seq = ? AND epoch = ? AND worker = ? AND state = 2"
 SEND = """
-INSERT INTO messages (id, line, state, since, due, epoch, body) SELECT ?1, ?2, ?3, ?4, ?5, 0, ?6
-WHERE NOT EXISTS (SELECT 1 FROM outcomes WHERE id = ?1) ON CONFLICT DO NOTHING"""
+INSERT INTO messages (id, line, state, since, due, epoch, body) SELECT ?, ?, ?, ?, ?, 0, ?
+WHERE NOT EXISTS (SELECT 1 FROM outcomes WHERE id = ?) ON CONFLICT DO NOTHING"""
 PUT_OUTCOME = "INSERT OR REPLACE INTO outcomes (id, status, due, body) VALUES (?, ?, 0, ?)"
 PUT_DEAD = (
     "INSERT OR REPLACE INTO dead (id, queue, epoch, heartbeat, reason, deliveries, died_at, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
 RUNNING = "SELECT coalesce(sum(leased), 0) FROM lines WHERE concurrency_key = ? AND concurrency_key <> ''"
 NEXT_DUE = """
-SELECT min(coalesce((SELECT min(due) FROM messages WHERE state > 0 AND due > ?1), 9e999),
-           coalesce((SELECT min(due) FROM outcomes WHERE due > ?1), 9e999))"""
+SELECT min(coalesce((SELECT min(due) FROM messages WHERE state > 0 AND due > ?), 9e999),
+           coalesce((SELECT min(due) FROM outcomes WHERE due > ?), 9e999))"""
 MISSING = """
 SELECT value FROM json_each(?)
 WHERE NOT EXISTS (SELECT 1 FROM messages WHERE id = value) AND NOT EXISTS (SELECT 1 FROM outcomes WHERE id = value)"""
@@ -154,7 +154,8 @@ class SqliteStore:
 
     def next_due(self) -> float:
         """Return when something will be due next, by the clock's time."""
-        return float(self.file.db.execute(NEXT_DUE, (self._clock.time(),)).fetchone()[0])
+        now = self._clock.time()
+        return float(self.file.db.execute(NEXT_DUE, (now, now)).fetchone()[0])
 
     def _return(
         self, db: sqlite3.Connection, row: _Row, now: float, deliveries: int, delay: float = 0.0, reason: str = ""
@@ -189,7 +190,7 @@ class SqliteStore:
             for message, body in zip(messages, bodies, strict=True):
                 key = _line_key(message)
                 line = lines.get(key) or lines.setdefault(key, _add_line(db, key))
-                if db.execute(SEND, (message.id, line, state, now, due, body)).rowcount == 1:
+                if db.execute(SEND, (message.id, line, state, now, due, body, message.id)).rowcount == 1:
                     lanes[message.lane] += 1
                     self._move(line, None, state)
                     if any_dead:  # Sent anew, it is no longer given up.
