@@ -11,10 +11,12 @@ import logging
 from collections.abc import Callable
 
 from msgspec import Raw
+from msgspec.structs import replace
 
 from ziggurat.clock import Clock
-from ziggurat.errors import LayerUnreachable, Overloaded
+from ziggurat.errors import LayerUnreachable, Overloaded, PayloadTooLarge
 from ziggurat.orchestrator.embedded.execution import Step
+from ziggurat.program.failures import describe
 from ziggurat.queues.interface import Queue
 from ziggurat.records import PRIORITY_NORMAL, Concurrency, Lane, Message, Outcome, Rate, Run, message_id
 
@@ -134,7 +136,39 @@ class Dispatcher:
                 log.warning("The queue does not take messages now and will be asked again: %s", error)
                 await asyncio.sleep(_RETRY)
                 self._wake.set()
+            except PayloadTooLarge:
+                await self._refuse_too_large()
+                self._wake.set()
+            except Exception:
+                log.exception("The queue failed in an unforeseen way and will be asked again.")
+                await asyncio.sleep(_RETRY)
+                self._wake.set()
             if self._closing and not (self._outbox or self._cancels or self._acks):
+                return
+
+    async def _refuse_too_large(self) -> None:
+        """Send what gathered one by one. A message that the queue cannot carry fails its step, and holds up no other."""
+        for message in self._outbox[:_BATCH]:
+            try:
+                await self.queue.send([message])
+            except PayloadTooLarge as error:
+                self._outbox.remove(message)
+                info = replace(describe(error), retryable=False)
+                self._take(
+                    [
+                        Outcome(
+                            message=message.id,
+                            task=message.task,
+                            status="failed",
+                            run=message.run,
+                            generation=message.generation,
+                            step=message.step,
+                            attempt=message.attempt,
+                            error=info,
+                        )
+                    ]
+                )
+            except (LayerUnreachable, Overloaded):
                 return
 
     async def _hand_over_once(self) -> None:

@@ -348,6 +348,8 @@ class Driver:
         now = self.clock.time()
         for step in list(execution.steps.values()):
             moment = step.due if step.kind == "timer" else step.retry_at
+            if step.kind == "task" and moment is None and step.options.deadline is not None:
+                moment = step.requested_at + step.options.deadline
             if moment is not None and moment <= now:
                 self.timers.add(moment, resident.run.id, step.number)
         self.harvest(resident)

@@ -151,7 +151,10 @@ class EmbeddedOrchestrator(Orchestrator):
                 if wake_at is not None:
                     self.driver.timers.add(wake_at, run_id, 0)
             else:
-                self.driver.resident(run_id)
+                try:
+                    self.driver.resident(run_id)
+                except Exception:
+                    log.exception("The run %s could not be taken up again; it is left as recorded.", run_id)
             done += 1
             if done % _RECOVER_AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -398,18 +401,21 @@ class EmbeddedOrchestrator(Orchestrator):
                 seen = event.seq
                 yield RunEvent(run=run, kind="history", offset=event.seq, event=event)
             resident = self.driver.resident(run)
-            if resident is None or (resident.execution is None and not resident.writes):
-                found = self._stored(run)
-                yield RunEvent(run=run, kind="status", status=found.status, reason=found.reason)
-                if found.status in STOPPED:
-                    return
-            else:
+            found = self._stored(run)
+            if resident is None and found.status in STOPPED:
+                # It stopped while the caller took its time.
+                for event in self._journal.reader.events(key, after=seen):
+                    yield RunEvent(run=run, kind="history", offset=event.seq, event=event)
+            elif resident is not None:
                 for view in step_views([], resident.execution):
                     yield RunEvent(run=run, kind="step", step=view)
-                if resident.run.status not in STOPPED:
-                    yield RunEvent(run=run, kind="status", status=resident.run.status, reason=resident.run.reason)
-            while True:
-                happening = await watcher.get()
+            if resident is None or found.status not in STOPPED:
+                yield RunEvent(run=run, kind="status", status=found.status, reason=found.reason)
+            while resident is not None or found.status not in STOPPED:
+                happening = watcher.take()
+                if happening is None:
+                    await self._journal.wait(watcher.arrival())
+                    continue
                 if happening.kind == "history" and happening.offset <= seen:
                     continue
                 yield happening

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Raw, Struct
 
-from ziggurat.errors import ContinueAsNew, NotDurable, TaskError, ZigguratError
+from ziggurat.errors import ContinueAsNew, InvalidData, NotDurable, TaskError, ZigguratError
 from ziggurat.orchestrator.embedded.loop import RunFuture, RunLoop, RunTimer
 from ziggurat.program.context import RunContext, RunInfo, enter_run
 from ziggurat.program.failures import child_error, describe, task_error
@@ -204,8 +204,8 @@ class Execution(RunContext):
         step = self.steps.get(event.step)
         if event.kind == "attempt_failed" and step is not None:
             step.attempt = event.attempt + 1
-            step.failures += 1
-            step.retry_at = event.retry_at
+            step.failures += event.detail != "cancelled"
+            step.retry_at, step.heartbeat = event.retry_at, event.result
         elif event.kind == "run_retried":
             for step in self.steps.values():
                 step.failures, step.retry_at = 0, None
@@ -373,16 +373,25 @@ class Execution(RunContext):
         self._main = self.loop.create_task(self._run_workflow(), name=self.run.id, context=context)
 
     async def _run_workflow(self) -> bytes:
-        args, kwargs = self.workflow.arguments.decode(self.run.payload)
+        try:
+            args, kwargs = self.workflow.arguments.decode(self.run.payload)
+        except InvalidData as error:
+            raise NotDurable(f"{error} Bring the old parameters back, or fork the run with other input.") from error
         result = await self.workflow.fn(*args, **kwargs)
         encoded: bytes = self.workflow.result.encode(result)
         return encoded
 
     def _drain(self) -> None:
-        try:
-            self.loop.drain()
-        except NotDurable as error:
-            self.loop.lost_error = error
+        while True:
+            try:
+                self.loop.drain()
+                break
+            except NotDurable as error:
+                self.loop.lost_error = error
+                break
+            except SystemExit:
+                # asyncio lets it through. It is the run's failure, which its task holds, and not the end of everyone's process.
+                continue
         lost = self.loop.lost_error
         if isinstance(lost, NotDurable):
             self.finished = Finished("parked", reason=str(lost))

@@ -5,6 +5,7 @@ Each is checked against the steps that the run waits for, turned into an event, 
 
 from __future__ import annotations
 
+import logging
 import random
 from functools import partial
 from typing import Any
@@ -21,6 +22,8 @@ from ziggurat.orchestrator.embedded.resident import Resident, usage_of
 from ziggurat.orchestrator.embedded.store import BURY, letter_row
 from ziggurat.orchestrator.retry import next_attempt
 from ziggurat.records import DeadLetter, ErrorInfo, Event, Outcome, Progress, RunEvent
+
+log = logging.getLogger("ziggurat.orchestrator")
 
 
 class Inbox:
@@ -39,29 +42,46 @@ class Inbox:
     def take(self, outcomes: list[Outcome]) -> None:
         """Record outcomes that came from the queue."""
         for outcome in outcomes:
-            if outcome.run in self.driver.parked:
-                self._take_parked(outcome)
-                continue
-            resident = self.driver.resident(outcome.run)
-            step = resident.step(outcome.step) if resident is not None else None
-            if (
-                resident is None
-                or step is None
-                or step.settled
-                or resident.finishing
-                or outcome.generation != resident.run.epoch
-                or step.name != outcome.task
-            ):
-                self.dispatcher.ack(outcome)
-            elif outcome.status == "completed":
-                # The first valid outcome wins, of whichever attempt: it was paid for.
-                if outcome.attempt != step.attempt:
-                    self.dispatcher.cancel(resident.run, step)
-                self._settle(resident, step, outcome, "step_completed")
-            elif outcome.attempt != step.attempt:
-                self.dispatcher.ack(outcome)
-            else:
-                self._failed(resident, step, outcome)
+            try:
+                self._take(outcome)
+            except Exception:
+                # It is not acknowledged, so it comes again.
+                log.exception("The outcome of %s could not be recorded.", outcome.message)
+
+    def _take(self, outcome: Outcome) -> None:
+        if outcome.run in self.driver.parked:
+            self._take_parked(outcome)
+            return
+        resident = self.driver.resident(outcome.run)
+        step = resident.step(outcome.step) if resident is not None else None
+        if (
+            resident is None
+            or step is None
+            or step.kind != "task"
+            or step.settled
+            or resident.finishing
+            or outcome.generation != resident.run.epoch
+        ):
+            self.dispatcher.ack(outcome)
+        elif step.name != outcome.task:
+            # Before its code was changed, the program asked for another task here. Under a number of its own, ours is not mistaken for it.
+            self.dispatcher.ack(outcome)
+            if outcome.attempt == step.attempt and step.dispatched:
+                step.attempt += 1
+                self.dispatcher.send(resident.run, step)
+        else:
+            self._take_expected(resident, step, outcome)
+
+    def _take_expected(self, resident: Resident, step: Step, outcome: Outcome) -> None:
+        if outcome.status == "completed":
+            # The first valid outcome wins, of whichever attempt: it was paid for.
+            if outcome.attempt != step.attempt:
+                self.dispatcher.cancel(resident.run, step)
+            self._settle(resident, step, outcome, "step_completed")
+        elif outcome.attempt != step.attempt:
+            self.dispatcher.ack(outcome)
+        else:
+            self._failed(resident, step, outcome)
 
     def _take_parked(self, outcome: Outcome) -> None:
         """Record what an attempt of a parked run came to: it was paid for, and the mended program will want it."""
@@ -69,7 +89,9 @@ class Inbox:
         step = steps.get(outcome.step)
         if step is None or step.settled or outcome.status != "completed" or outcome.generation != resident.run.epoch:
             self.dispatcher.ack(outcome)
-        elif step.name == outcome.task:
+        elif step.name != outcome.task:
+            self.dispatcher.ack(outcome)
+        else:
             self._settle(resident, step, outcome, "step_completed")
 
     def _settle(self, resident: Resident, step: Step, outcome: Outcome, kind: str) -> None:
@@ -107,7 +129,7 @@ class Inbox:
         if due is None:
             self._settle(resident, step, outcome, "step_failed")
             return
-        event = self._outcome_event(resident, step, outcome, "attempt_failed", retry_at=due, detail=outcome.status)
+        event = self._outcome_event(resident, step, outcome, "attempt_failed", retry_at=due, detail=outcome.status, result=outcome.heartbeat)
         step.attempt += 1
         step.retry_at, step.heartbeat = due, outcome.heartbeat
         self.driver.record(resident, event, partial(self.dispatcher.ack, outcome))

@@ -39,6 +39,7 @@ class Journal:
     async def close(self) -> None:
         """Commit what is queued and close the file. Nothing is called back any more."""
         self._open = False
+        self._fail_waits(LayerUnreachable("The orchestrator was closed. What was recorded is safe, and runs go on at the next open."))
         await asyncio.to_thread(self.writer.close)
         self.reader.close()
 
@@ -65,7 +66,9 @@ class Journal:
         await self.wait(future)
 
     async def wait(self, future: asyncio.Future[Any]) -> None:
-        """Wait for something that a write will bring about. Raises StateUnusable if the writer fails before."""
+        """Wait for something that a write will bring about. Raises StateUnusable if the writer fails before, LayerUnreachable if
+        the file is closed before.
+        """
         if self._failure is not None:
             raise self._failure
         self._waits.add(future)
@@ -107,6 +110,9 @@ class Journal:
     def _on_failed(self, error: StateUnusable) -> None:
         log.error("%s The engine stops; what was recorded is safe.", error)
         self._failure = error
+        self._fail_waits(error)
+
+    def _fail_waits(self, error: LayerUnreachable) -> None:
         for future in self._waits:
             if not future.done():
                 future.set_exception(error)

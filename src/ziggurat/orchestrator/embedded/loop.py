@@ -13,15 +13,22 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 from ziggurat.errors import NotDurable
 
 #: Callbacks that one event may cause before the run is parked: a workflow that spins on `sleep(0)` would otherwise hold the process.
 CALLBACKS_MAX = 1_000_000
+
+#: What a run's loop displaces while it runs: the loop, its current task and the hooks of async generators.
+_Outer = tuple[asyncio.AbstractEventLoop | None, Any, Any]
+_swap_current_task: Callable[[Any, Any], Any] | None = (
+    getattr(asyncio.tasks, "_swap_current_task", None) if sys.version_info >= (3, 14) else None
+)
 
 #: How often a coroutine that goes on waiting is closed, before it is left to the garbage collector.
 _CLOSE_TRIES = 100
@@ -101,8 +108,7 @@ class RunLoop(asyncio.AbstractEventLoop):
 
     def drain(self) -> None:
         """Run callbacks until none is left. Raises NotDurable if they do not come to an end."""
-        outer = asyncio._get_running_loop()
-        asyncio._set_running_loop(self)
+        outer = self.enter()
         left = CALLBACKS_MAX
         ready = self._ready
         try:
@@ -118,13 +124,36 @@ class RunLoop(asyncio.AbstractEventLoop):
                         "Wait with `await asyncio.sleep(seconds)` or an asyncio.Event instead of spinning on sleep(0)."
                     )
         finally:
-            asyncio._set_running_loop(outer)
+            self.leave(outer)
+
+    def enter(self) -> _Outer:
+        """Become the thread's running loop; returns what `leave` puts back."""
+        loop = asyncio._get_running_loop()
+        # Since Python 3.14 a thread has one current task, whatever its loop; before, every loop has its own.
+        task = _swap_current_task(loop, None) if _swap_current_task is not None and loop is not None else None
+        hooks = sys.get_asyncgen_hooks()
+        asyncio._set_running_loop(self)
+        # The outer loop must not finalise a run's async generators: it would run their `finally` blocks outside the run.
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=self._finalize)
+        return loop, task, hooks
+
+    def leave(self, outer: _Outer) -> None:
+        """Undo `enter`."""
+        loop, task, hooks = outer
+        asyncio._set_running_loop(loop)
+        sys.set_asyncgen_hooks(*hooks)
+        if task is not None and _swap_current_task is not None:
+            _swap_current_task(loop, task)
+
+    def _finalize(self, generator: AsyncGenerator[Any, Any]) -> None:
+        """Close an async generator that the program has let go of, as asyncio does; not one that is freed with its run."""
+        if not self.closing and asyncio._get_running_loop() is self:
+            self.create_task(generator.aclose())
 
     def discard(self) -> None:
         """Close all coroutines without letting them act: nothing that their `finally` blocks ask for is done."""
         self.closing = True
-        outer = asyncio._get_running_loop()
-        asyncio._set_running_loop(self)
+        outer = self.enter()
         try:
             # Closing one may create others; those have not begun, so closing them runs no code.
             while self.tasks:
@@ -133,7 +162,7 @@ class RunLoop(asyncio.AbstractEventLoop):
                 if context is not None and coro is not None:
                     context.run(_close, coro)
         finally:
-            asyncio._set_running_loop(outer)
+            self.leave(outer)
             self._ready.clear()
 
     def next_number(self) -> int:

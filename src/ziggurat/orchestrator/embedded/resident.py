@@ -11,7 +11,19 @@ from ziggurat.records import CallRecord, Event, Run, StepView, Usage
 class Resident:
     """One run in memory. `run` is its record as of now; the file's row may lag behind in `wake_at` and usage, never in events."""
 
-    __slots__ = ("arriving", "at", "execution", "finishing", "key", "next_seq", "paused", "row_status", "row_wake", "run", "writes")
+    __slots__ = (
+        "arriving",
+        "at",
+        "execution",
+        "finishing",
+        "key",
+        "next_seq",
+        "paused",
+        "row_status",
+        "row_wake",
+        "run",
+        "writes",
+    )
 
     def __init__(self, key: int, run: Run, next_seq: int) -> None:
         self.key, self.run, self.next_seq = key, run, next_seq

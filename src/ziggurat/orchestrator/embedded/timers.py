@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 from collections.abc import Callable
 
 from ziggurat.clock import Clock
+
+log = logging.getLogger("ziggurat.orchestrator")
 
 #: The heap is cleaned of forgotten entries when they are more than half of it, and more than this.
 _STALE_MIN = 10_000
@@ -58,7 +61,10 @@ class Timers:
             when, run, step = heapq.heappop(self._heap)
             if self._moments.get((run, step)) == when:
                 del self._moments[run, step]
-                self._call(run, step)
+                try:
+                    self._call(run, step)
+                except Exception:
+                    log.exception("The run %s could not be driven on at its moment; it is left as recorded.", run)
         if self._heap:
             self._arm(self._heap[0][0])
 

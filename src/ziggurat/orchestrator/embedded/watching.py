@@ -32,12 +32,14 @@ class Watcher:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
-    async def get(self) -> RunEvent:
-        """Return the next event, waiting for it."""
-        while not self._events:
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
-        return self._events.popleft()
+    def take(self) -> RunEvent | None:
+        """Return the next event, or None while there is none."""
+        return self._events.popleft() if self._events else None
+
+    def arrival(self) -> asyncio.Future[None]:
+        """Return a future that the next event resolves."""
+        self._wake = asyncio.get_running_loop().create_future()
+        return self._wake
 
 
 class Watchers:
