@@ -17,6 +17,7 @@ from ziggurat.errors import (
     EndpointFailed,
     EndpointUnreachable,
     InferenceError,
+    MissingExtra,
     ModelNotFound,
     RateLimited,
     RequestRejected,
@@ -387,6 +388,20 @@ async def test_tools_work_for_a_model_that_has_none(streamed: bool) -> None:
     else:
         answer = await models.complete(prompt)
         assert answer.tool_calls[0].name == "add" and answer.finish == "tool_calls"
+
+
+async def test_a_route_whose_extra_is_not_installed_is_passed_by_and_named() -> None:
+    def missing(prompt: Prompt, asked: int) -> Reply:
+        raise MissingExtra("The local model", "local")
+
+    first, second = scripted(behaviour=missing), scripted("b")
+    assert (await router(first, second).complete(user())).endpoint == "b"
+    with pytest.raises(MissingExtra, match=r"pip install 'ziggurat-agents\[local\]'"):
+        await router(scripted(behaviour=missing)).complete(user())
+    models = router(scripted(behaviour=missing), scripted("b", always(fault="unauthorized")))
+    with pytest.raises(AuthenticationFailed, match="pip install"):
+        await models.complete(user())
+    assert [c.status for c in models.journal] == ["MissingExtra", "AuthenticationFailed"]
 
 
 # -- aliases ---------------------------------------------------------------------------------------------------------

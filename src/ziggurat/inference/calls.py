@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from ziggurat.clock import Clock
 from ziggurat.errors import (
     AuthenticationFailed,
+    ConfigurationError,
     ContextTooLong,
     EndpointUnreachable,
     InferenceError,
@@ -77,11 +78,13 @@ class Call:
             own = standing.not_before - now >= wait
             await self._pause(wait if own or wait < LOOK_AGAIN else self._rng.uniform(LOOK_AGAIN, min(wait, 2 * LOOK_AGAIN)))
 
-    def judge(self, standing: Standing, error: InferenceError) -> None:
+    def judge(self, standing: Standing, error: InferenceError | ConfigurationError) -> None:
         """Decide what an error of a route means: return to go on with `next`, or raise it as the call's end."""
         standing.error = error
         route, now = standing.route, self._clock.monotonic()
-        if isinstance(error, RateLimited):
+        if isinstance(error, ConfigurationError):
+            standing.out = True  # An extra that is not installed: another route may need none.
+        elif isinstance(error, RateLimited):
             route.lane.gate.limited(error.retry_after)
             standing.limited += 1
             standing.out = standing.limited >= self._options.limited_attempts
@@ -112,7 +115,7 @@ class Call:
         """Return the error of a call whose time is over, or would be before its next attempt."""
         why = f"the next attempt could start in {human_seconds(wait)} only" if wait is not None else "its time was over"
         text = f"The model {self.prompt.model!r} gave no answer within {human_seconds(self._total)}: {why}. {self._said()}"
-        limited = [s.error for s in self.standings if isinstance(s.error, RateLimited)]
+        limited = any(isinstance(s.error, RateLimited) for s in self.standings)
         kind = RateLimited if wait is not None and limited else EndpointUnreachable
         return kind(text.rstrip(), model=self.prompt.model, retry_after=wait)
 
@@ -135,9 +138,12 @@ class Call:
             text.rstrip(), endpoint=standing.route.lane.endpoint.name, model=self.prompt.model, retry_after=wait
         )
 
-    def _final(self) -> InferenceError:
+    def _final(self) -> InferenceError | ConfigurationError:
         """Return the error of a call that has no route left: of the kind that leaves most hope, telling what each route said."""
-        errors = [s.error for s in self.standings if s.error is not None]
+        errors = [s.error for s in self.standings if isinstance(s.error, InferenceError)]
+        wrong = [s.error for s in self.standings if isinstance(s.error, ConfigurationError)]
+        if wrong and not errors:
+            return wrong[0]
         if not errors:
             return ModelNotFound(f"The model {self.prompt.model!r} has no routes.", model=self.prompt.model)
         waits = [e.retry_after for e in errors if e.retry_after is not None]

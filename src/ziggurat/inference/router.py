@@ -23,7 +23,7 @@ from contextlib import aclosing
 from msgspec.structs import replace
 
 from ziggurat.clock import Clock, SystemClock
-from ziggurat.errors import EndpointFailed, EndpointUnreachable, InferenceError
+from ziggurat.errors import ConfigurationError, EndpointFailed, EndpointUnreachable, InferenceError
 from ziggurat.inference.calls import Call
 from ziggurat.inference.interface import Endpoint, ModelConfig
 from ziggurat.inference.retrying import RetryOptions
@@ -78,7 +78,7 @@ class Router(ModelCaller):
                     await standing.route.prepare()
                     try:
                         return await self._attempt(call, standing.route)
-                    except InferenceError as error:
+                    except (InferenceError, ConfigurationError) as error:
                         call.judge(standing, error)
         except TimeoutError:
             raise call.out_of_time() from None
@@ -95,7 +95,7 @@ class Router(ModelCaller):
                         delivered = True
                         yield chunk
                 return
-            except InferenceError as error:
+            except (InferenceError, ConfigurationError) as error:
                 if delivered:
                     raise
                 call.judge(standing, error)
@@ -225,7 +225,8 @@ class Router(ModelCaller):
         """Record an attempt that brought nothing, and tell the breaker."""
         latency = self.clock.monotonic() - started
         # Cancelled, or out of time: the request may have reached the provider.
-        unanswered = not isinstance(error, InferenceError) or error.sent
+        gone = isinstance(error, TimeoutError) or not isinstance(error, Exception)
+        unanswered = gone or (isinstance(error, InferenceError) and error.sent)
         status = "unanswered" if unanswered else type(error).__name__
         self._record(call, route, Usage(), started_at, latency, None, status)
         self._verdict(route, error)

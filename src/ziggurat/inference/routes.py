@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from ziggurat.clock import Clock
-from ziggurat.errors import InferenceError, ModelNotFound, UnknownName
+from ziggurat.errors import ConfigurationError, InferenceError, ModelNotFound, UnknownName
 from ziggurat.inference import capabilities as table
 from ziggurat.inference.interface import Capabilities, CapabilityOverrides, Endpoint, ModelConfig, Price
 from ziggurat.inference.limits import Gate
@@ -160,7 +160,7 @@ class Standing:
         self.not_before = 0.0
         #: True once the call is done with the route.
         self.out = False
-        self.error: InferenceError | None = None
+        self.error: InferenceError | ConfigurationError | None = None
         self.asked = False
         #: The capabilities that the last attempt was shaped to.
         self.asked_with = route.capabilities
