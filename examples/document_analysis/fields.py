@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date
+from itertools import pairwise
 
 from .schemas import FIELDS, Fields, Kind, Value
 
@@ -85,7 +86,7 @@ def months(text: str) -> int | None:
 def labels(text: str) -> Iterator[tuple[str, str]]:
     """Labels and their values, in reading order: "Due date: …", a table row of two cells, or a label above its value."""
     lines = [_plain(line) for line in text.splitlines()]
-    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+    for line, after in pairwise([*lines, ""]):
         cells = [cell.strip() for cell in line.split(" | ")]
         if len(cells) == 2 and len(cells[0]) <= 40:
             yield cells[0].rstrip(":"), cells[1]
@@ -178,7 +179,8 @@ def _contract(text: str) -> dict[str, object]:
 
 def _ticket(text: str) -> dict[str, object]:
     sender = [*labelled(text, "customer", "requester", "client", "reported by", "name", "from")]
-    level = next(labelled(text, "urgency", "priority"), "").lower().strip()
+    stated = re.search(r"\b(low|normal|high) (?:priority|urgency)\b|^\W*(urgent)\b", text, re.IGNORECASE | re.MULTILINE)
+    level = next(labelled(text, "urgency", "priority"), (stated[1] or stated[2]) if stated else "").lower().strip()
     return {
         "customer": _first_name(sender),
         "email": _email_in([*sender, *labelled(text, "e-?mail.*"), text]),
@@ -223,10 +225,10 @@ def _research(text: str) -> dict[str, object]:
     lines = _lines(text)
     by = next((n for n, line in enumerate(lines[1:6], 1) if _is_authors(line)), None)
     authors = next(labelled(text, r"authors?"), "") or (lines[by] if by else "")
-    title = " ".join(lines[:by]) if by else lines[0]
+    title = " ".join(lines[: by or 1])
     person = re.search(_PERSON, authors)
     return {
-        "title": title,
+        "title": title or None,
         "first_author": person[0] if person else None,
         "date": _first_date([*labelled(text, "submitted", "published", "date", "received"), text]),
     }

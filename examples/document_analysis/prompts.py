@@ -6,8 +6,8 @@ hardly any instructions) and a large one behind an API. Four findings shaped the
 - Solved examples that resemble the document, the most similar last, make the difference for the kind.
 - The answer is held to a schema, so a small model can only be wrong, not talk.
 - Values are chosen among candidates that stand in the document, so a model cannot invent one.
-- A summary is checked against the document. Where it says what the document does not, the model picks a sentence of
-  the document instead.
+- A summary is checked against the document. Where it says what the document does not, the sentence of the document
+  that comes nearest to it takes its place.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BODY_CHARS = 800
 #: Solved examples in a prompt for the kind.
 EXAMPLES = 2
 #: Tokens that an answer may take.
-LABEL_TOKENS, SUMMARY_TOKENS, QUOTE_TOKENS, FIELDS_TOKENS = 24, 48, 120, 96
+LABEL_TOKENS, SUMMARY_TOKENS, FIELDS_TOKENS = 24, 48, 96
 
 
 def opening(text: str, chars: int) -> str:
@@ -116,60 +116,75 @@ def first_sentence(answer: str) -> str:
 def grounded(summary: str, text: str) -> bool:
     """Whether a summary says only what the document says, as far as words can tell.
 
-    Every number and every name in it must stand in the document, and so must four of five of its longer words, in some
-    form. It must be a sentence: six to sixty words, none of them over and over.
+    It must be a whole sentence of six to sixty words that does not repeat itself and does not speak for the author. Every
+    number and every name in it must stand in the document, and so must four of five of its longer words, in some form.
     """
     words = re.findall(r"[\w'’]+(?:[.,]\d+)*", summary)
-    if not 6 <= len(words) <= 60 or Counter(words).most_common(1)[0][1] > max(4, len(words) // 4):
+    telling = [word.casefold() for word in words if len(word) > 4 or word[0].isdigit()]
+    if not 6 <= len(words) <= 60 or summary[-1] not in ".!" or "I" in words or not telling:
+        return False
+    folded = summary.casefold().split()
+    threes = Counter(zip(folded, folded[1:], folded[2:], strict=False))
+    if max(Counter(telling).values()) > 2 or max(threes.values(), default=0) > 1:
         return False
     said = text.casefold()
-    names = [word for word in words if word[0].isdigit() or word[0].isupper()]
-    if any(word.casefold() not in said for word in names[1:]):
+    if any(word.casefold() not in said for word in words[1:] if word[0].isdigit() or word[0].isupper()):
         return False
-    plain = [word.casefold() for word in words if len(word) > 4]
-    return bool(plain) and sum(word[: max(5, len(word) - 3)] in said for word in plain) >= 0.8 * len(plain)
+    return sum(word[: max(5, len(word) - 3)] in said for word in telling) >= 0.8 * len(telling)
 
 
-def sentences(text: str, count: int = 8) -> list[str]:
-    """The first sentences of a document that could stand alone: prose, from eight to fifty words."""
+def quotation(draft: str, text: str) -> str:
+    """The heading of a document and the sentence of it that says most of what a draft tried to say.
+
+    Rare words count more than common ones, early sentences more than late ones. A document without prose is its heading.
+    """
+    title, found = heading(text), sentences(text)
+    if not found:
+        return title
+    frequency = Counter(word for sentence in found for word in set(_words(sentence)))
+    weights = {word: math.log(1 + len(found) / count) for word, count in frequency.items() if len(word) > 3}
+    query = _vector(draft, weights)
+    scores = [
+        sum(query.get(word, 0.0) * weight for word, weight in _vector(sentence, weights).items()) - 0.03 * position
+        for position, sentence in enumerate(found)
+    ]
+    best = found[max(range(len(found)), key=scores.__getitem__)]
+    return best if title.casefold() in best.casefold() else f"{title}: {best}"
+
+
+def heading(text: str) -> str:
+    """The subject of an e-mail, or the first line of any other document."""
+    subject = re.search(r"\A(?:\w+: .*\n)*?Subject: (.+)", text)
+    line = subject[1] if subject else next(_paragraphs(text), "")
+    return line[:120].strip(" .:*")
+
+
+def sentences(text: str, count: int = 12) -> list[str]:
+    """The first statements of a document that could stand alone: prose, from eight to fifty words."""
     found = (
         sentence
         for paragraph in _paragraphs(text)
         for sentence in re.split(r"(?<=[.!?][\"”’)]) |(?<=[a-z0-9)][.!?]) (?=[A-Z\"“])", paragraph)
-        if 8 <= len(sentence.split()) <= 50 and " | " not in sentence and sentence[-1] in '.!?"”'
+        if 8 <= len(sentence.split()) <= 50 and not re.search(r" [|·] |@", sentence) and sentence[-1] in '.!"”'
     )
     return list(islice(found, count))
 
 
 def _paragraphs(text: str) -> Iterator[str]:
     """Paragraphs as single lines. A line that is much shorter than the longest ends its paragraph."""
-    width = max((len(line) for line in text.splitlines()), default=0)
+    body = re.sub(r"\A(?:(?:From|To|Cc|Date|Subject): .*\n)+|\A---\n(?:.*\n)*?---\n", "", text)
+    width = min(max((len(line) for line in body.splitlines()), default=0), 100)
     paragraph: list[str] = []
-    for line in [*text.splitlines(), ""]:
-        bare = re.sub(r"\*\*|__|`", "", re.sub(r"^\s*(?:[#>]+|[-*•]|\d+\.)\s+", "", line)).strip()
-        starts = bare != line.strip() or not bare
-        if starts and paragraph:
+    for line in [*body.splitlines(), ""]:
+        bare = re.sub(r"\*\*|__|`|(?<!\w)\*(?=\w)|(?<=\w)\*(?!\w)", "", re.sub(r"^\s*(?:[#>]+|[-*•]|\d+\.)\s+", "", line)).strip()
+        if paragraph and (not bare or bare != line.strip()):
             yield " ".join(paragraph)
             paragraph = []
         if bare:
             paragraph.append(bare)
-        if len(line) < 0.6 * min(width, 100) and paragraph:
+        if paragraph and len(line) < 0.6 * width:
             yield " ".join(paragraph)
             paragraph = []
-
-
-def quote(text: str, refused: str) -> tuple[list[Message], type[BaseModel]] | None:
-    """Ask for the sentence of a document that says the most, after a summary was refused. None if it has no prose.
-
-    The answer is the ``sentence`` of the schema. The conversation goes on where the summary left it, so an endpoint that
-    keeps prefixes reads little that is new.
-    """
-    found = sentences(opening(text, BODY_CHARS)) or sentences(text)
-    if not found:
-        return None
-    schema = create_model("Quote", sentence=(_one_of(found), ...))
-    again = "That is not what the text says. Quote the sentence of the text that tells best what it is about, as JSON."
-    return [*summarize(text), _assistant(refused), _user(again)], schema
 
 
 # -- open fields -----------------------------------------------------------------------------------------------------

@@ -61,14 +61,11 @@ def same(found: Value, true: Value) -> bool:
         return found is true
     if isinstance(true, int | float):
         return isinstance(found, int | float) and abs(found - true) < 0.005
-    a, b = _words(str(found)), _words(str(true))
+    words = [re.findall(r"\w+", str(value).casefold()) for value in (found, true)]
     if re.search(r"[\d@]", str(true)):
-        return a == b
+        return words[0] == words[1]
+    a, b = map(set, words)
     return bool(a & b) and len(a & b) / len(a | b) >= OVERLAP_MIN
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.casefold()))
 
 
 def recall(summary: str, keywords: Sequence[str]) -> float:

@@ -34,17 +34,10 @@ async def classify(text: str) -> Label:
 
 @task
 async def summarize(text: str) -> str:
-    """Let the model sum the document up in a sentence; if it says what the document does not, let it choose a sentence."""
+    """Let the model sum the document up in a sentence; where it says what the document does not, quote the document."""
     answer = await llm.text(prompts.summarize(text), model=MODEL, max_tokens=prompts.SUMMARY_TOKENS, temperature=0)
-    summary = prompts.first_sentence(answer)
-    if prompts.grounded(summary, text):
-        return summary
-    choice = prompts.quote(text, answer)
-    if choice is None:
-        return prompts.opening(text, 200).replace("\n", ", ")
-    messages, schema = choice
-    picked = await llm.parse(schema, messages, model=MODEL, max_tokens=prompts.QUOTE_TOKENS, temperature=0)
-    return str(picked.model_dump()["sentence"])
+    draft = prompts.first_sentence(answer)
+    return draft if prompts.grounded(draft, text) else prompts.quotation(draft, text)
 
 
 @task
