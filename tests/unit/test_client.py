@@ -323,6 +323,12 @@ async def test_a_file_that_is_no_state_file_is_refused(state_file: Path) -> None
             pass
 
 
+async def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    async with Client.local(tmp_path / "what? 100% #1 ü" / "state.db") as client:
+        assert await client.run(client_sum, Point(x=1)) == {"total": 1}
+        assert len(await client.runs()) == 1
+
+
 async def test_what_is_no_workflow_is_refused(client: Client) -> None:
     with pytest.raises(InvalidData, match="is not a workflow"):
         await client.start(client_add, 1, 2)  # type: ignore[arg-type]

@@ -74,14 +74,15 @@ _LIGHT = "key, head, NULL, NULL, state"
 
 def connect(path: Path, *, write: bool = False) -> sqlite3.Connection:
     """Open the state file. Raises StateUnusable with the cause in one sentence."""
+    connection: sqlite3.Connection | None = None
     try:
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
         else:
-            connection = sqlite3.connect(
-                f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False, timeout=30.0
-            )
+            # As a URI with its odd characters escaped: a folder may have a question mark in its name.
+            place = f"{path.absolute().as_uri()}?mode=ro"
+            connection = sqlite3.connect(place, uri=True, isolation_level=None, check_same_thread=False, timeout=30.0)
         # WAL keeps readers and the writer apart; FULL makes a commit durable before it is acted on.
         if write:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -90,8 +91,12 @@ def connect(path: Path, *, write: bool = False) -> sqlite3.Connection:
         connection.execute("PRAGMA cache_size = -65536")
         _check_schema(path, connection, write)
         return connection
-    except (sqlite3.Error, OSError) as error:
-        raise unusable(path, error) from error
+    except BaseException as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, (sqlite3.Error, OSError)):
+            raise unusable(path, error) from error
+        raise
 
 
 def unusable(path: Path, error: Exception) -> StateUnusable:
