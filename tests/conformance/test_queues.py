@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from itertools import count
 from pathlib import Path
 
@@ -15,7 +16,9 @@ pytest.register_assert_rewrite(
     "ziggurat.testing.queue_policy",
 )
 
+from tests.conformance.redis_servers import RedisServer, count_everything, redis_server  # noqa: E402
 from ziggurat.queues.backends.memory import MemoryQueue  # noqa: E402
+from ziggurat.queues.backends.redis_streams import RedisQueue  # noqa: E402
 from ziggurat.queues.backends.sqlite import SqliteQueue  # noqa: E402
 from ziggurat.queues.interface import Queue, QueueOptions  # noqa: E402
 from ziggurat.testing.clock import FakeClock  # noqa: E402
@@ -66,3 +69,35 @@ class TestSqliteQueue(QueueSuite):
     async def storage(self, queue: Queue) -> int:
         assert isinstance(queue, SqliteQueue)
         return await queue.stored()
+
+
+_prefixes = count(1)
+
+
+class TestRedisQueue(QueueSuite):
+    """Over each server there is. The server's clock is the queue's, so time really passes."""
+
+    exact_time = False
+    lease, ageing, late, patience, glance = 0.5, 0.5, 0.3, 10.0, 0.1
+    many = 20_000
+    examples = 40
+
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_server: RedisServer) -> None:
+        self.server = redis_server
+
+    def make_queue(self, options: QueueOptions) -> Queue:
+        self.url = f"{self.server.url}?prefix=suite-{next(_prefixes)}"
+        return RedisQueue(self.url, options)
+
+    def again(self, queue: Queue) -> Queue:
+        return RedisQueue(self.url, queue.options)
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    async def passing(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def storage(self, queue: Queue) -> int:
+        return await count_everything(self.server.url, self.url.partition("prefix=")[2])

@@ -59,7 +59,7 @@ class Subscription:
         """Subscribe, and wait until the server has confirmed it."""
         await self._pubsub.ssubscribe(channel)
         if await self._pubsub.get_message(timeout=ANSWER_TIMEOUT) is None:
-            raise TimeoutError("no answer to SSUBSCRIBE")
+            raise TimeoutError("the server does not answer")
 
     async def next(self) -> str | None:
         """Return the next message, or None after some silence. Raises when the connection is broken."""
@@ -69,7 +69,7 @@ class Subscription:
                 return found["data"].decode() if found["type"] == "smessage" else None
             if attempt == 0:
                 await self._pubsub.ping()
-        raise TimeoutError("no answer to PING")
+        raise TimeoutError("the server does not answer")
 
     async def close(self) -> None:
         await self._pubsub.aclose()
@@ -144,7 +144,7 @@ class Server:
             link = None
             try:
                 link = await self.link()
-                async with link:
+                async with link, asyncio.timeout(ANSWER_TIMEOUT):
                     return await action(link)
             except (self._errors.RedisError, OSError) as error:
                 await self._bear(error, link)
@@ -185,7 +185,8 @@ class Server:
                 node = await self._find()
                 client = self._client(node)
                 try:
-                    self._link = Link(client, node, load(xackdel=await self._greet(client)))
+                    async with asyncio.timeout(ANSWER_TIMEOUT):
+                        self._link = Link(client, node, load(xackdel=await self._greet(client)))
                 except BaseException:
                     await client.aclose()
                     raise
@@ -204,7 +205,9 @@ class Server:
             protocol=2,
             retry=retry,
             socket_connect_timeout=min(CONNECT_TIMEOUT, self._patience),
-            socket_timeout=ANSWER_TIMEOUT,
+            # `_attempt` limits the time of an answer. redis-py would use asyncio.wait_for, which in Python 3.11 swallows a cancellation
+            # that meets the end of what it waits for, so that a task that is to end goes on for ever.
+            socket_timeout=None,
             client_name="ziggurat",
             **options,
         )
@@ -221,8 +224,9 @@ class Server:
             client = self._client(node, sentinel=address.is_sentinel)
             try:
                 ask = self._ask_sentinel if address.is_sentinel else self._ask_cluster
-                if (found := await ask(client, node)) is not None:
-                    return found
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    if (found := await ask(client, node)) is not None:
+                        return found
             except (self._errors.RedisError, OSError) as error:
                 problem = error
             finally:
@@ -257,7 +261,7 @@ class Server:
         """Check that a server is one that we can use; says whether it has XACKDEL."""
         try:
             facts = await client.info("server", "replication", "memory", "cluster")
-            commands = await client.execute_command("COMMAND", "INFO", "XACKDEL")
+            commands = await client.execute_command("COMMAND LIST", "FILTERBY", "PATTERN", "xackdel")
         except self._errors.NoPermissionError:
             await client.ping()  # An account that may do only what it must: take the server as it is.
             return False
@@ -280,7 +284,7 @@ class Server:
                 self.address,
                 facts["maxmemory_policy"],
             )
-        return bool(commands and _first(commands))
+        return bool(commands)
 
     # -- trouble -------------------------------------------------------------------------------------------------
 
@@ -327,6 +331,13 @@ class Server:
         return f"{it} cannot be reached ({_first_line(error)}): start it, or correct queue.url."
 
 
+async def end(task: asyncio.Task[Any]) -> None:
+    """Cancel a task until it has ended, whatever it is in the middle of."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.5)
+
+
 def _import_redis() -> Any:
     try:
         import redis
@@ -337,12 +348,6 @@ def _import_redis() -> Any:
     except ImportError as error:
         raise MissingExtra('The queue backend "redis"', "redis") from error
     return redis
-
-
-def _first(answer: Any) -> Any:
-    """Return the first command that COMMAND INFO knows: redis-py gives a table, or a list with None for an unknown one."""
-    values = answer.values() if isinstance(answer, dict) else answer
-    return next((value for value in values if value), None)
 
 
 def _text(value: Any) -> str:

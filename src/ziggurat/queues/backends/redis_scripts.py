@@ -7,6 +7,7 @@ taking in new messages is refused then.
 
 from __future__ import annotations
 
+from functools import cache
 from hashlib import sha1
 from importlib.resources import files
 
@@ -42,6 +43,7 @@ class Script(Struct, frozen=True):
     sha: str
 
 
+@cache
 def load(*, xackdel: bool) -> dict[str, Script]:
     """Return all scripts by name, for a server that has the command XACKDEL (Redis 8.2) or not."""
     folder = files(__package__) / "redis_lua"

@@ -29,7 +29,7 @@ from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import Overloaded, PayloadTooLarge, QueueUnavailable
 from ziggurat.queues.backends import redis_wire as wire
 from ziggurat.queues.backends.redis_address import read_url
-from ziggurat.queues.backends.redis_connection import Server
+from ziggurat.queues.backends.redis_connection import Server, end
 from ziggurat.queues.backends.redis_wakes import GLANCE, Waiting, Wakes
 from ziggurat.queues.interface import Capabilities, Queue, QueueOptions
 from ziggurat.records import DeadLetter, Delivery, Depth, Message, Outcome, Progress, encode
@@ -97,8 +97,7 @@ class RedisQueue(Queue):
 
     async def close(self) -> None:
         if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+            await end(self._keeper)
             self._keeper = None
         if self._strays:
             await asyncio.wait(list(self._strays), timeout=CLOSING)

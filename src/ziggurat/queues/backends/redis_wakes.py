@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from uuid import uuid4
 
 from ziggurat.errors import QueueUnavailable
-from ziggurat.queues.backends.redis_connection import Server, Subscription
+from ziggurat.queues.backends.redis_connection import Server, Subscription, end
 
 log = logging.getLogger("ziggurat.queues.redis")
 
@@ -77,8 +77,7 @@ class Wakes:
     async def stop(self) -> None:
         """Listen no more, and wake everyone to see it."""
         if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.gather(self._listening, return_exceptions=True)
+            await end(self._listening)
             self._listening = None
         self.ring()
 
