@@ -213,6 +213,7 @@ def _first_epoch(connection: sqlite3.Connection, run: str) -> int:
     """Return the epoch of the first generation that is still in the file: the last one but one at most."""
     (data,) = connection.execute("SELECT head FROM runs WHERE id = ?", (run,)).fetchone()
     continued: int = connection.execute(
-        "SELECT count(*) FROM events JOIN runs ON key = run WHERE id = ? AND json_extract(data, '$.kind') = 'run_continued'", (run,)
+        "SELECT count(*) FROM events JOIN runs ON key = run WHERE id = ? AND json_extract(data, '$.kind') = 'run_continued'",
+        (run,),
     ).fetchone()[0]
     return max(0, msgspec.json.decode(data, type=Run).epoch - continued)

@@ -270,8 +270,7 @@ async def cares(name: str, how: str) -> list[str]:
             await program.signal("never", timeout=0.005)
         return ["nothing"]
     except (ValueError, Unwanted) as error:
-        assert isinstance(error, TaskError)
-        return [type(error).__name__, str(error), error.task, str(error.attempt)]
+        return [type(error).__name__, str(error), *([error.task, str(error.attempt)] if isinstance(error, TaskError) else [])]
     except (TaskTimeout, TaskCrashed, SignalTimeout) as error:
         return [type(error).__name__, str(isinstance(error, TimeoutError))]
     except ChildRunError as error:

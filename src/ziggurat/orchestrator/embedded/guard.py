@@ -16,6 +16,7 @@ import functools
 import os
 import random
 import sys
+import threading
 import time
 import types
 import uuid
@@ -42,27 +43,19 @@ _PATCHED: tuple[tuple[Any, str, str], ...] = (
     (uuid, "uuid1", "uuid"),
     (uuid, "uuid4", "uuid"),
     (os, "urandom", "random"),
-    *(
-        (random, name, "random")
-        for name in (
-            "random",
-            "randint",
-            "randrange",
-            "choice",
-            "choices",
-            "shuffle",
-            "sample",
-            "uniform",
-            "gauss",
-            "getrandbits",
-        )
-    ),
+    # Before Python 3.12 no audit event tells of a thread.
+    (threading.Thread, "start", "task"),
+    # Every function of the module is a method of one hidden generator; seed and setstate would disturb other people's.
+    *((random, name, "random") for name in sorted(random.__all__) if name[0].islower()),
 )
 
 #: Modules that read clocks and files on their own account while a workflow's code is on the stack.
 _EXEMPT = frozenset(
     {"logging", "importlib", "linecache", "traceback", "tokenize", "warnings", "pydantic", "msgspec", "encodings", "ziggurat"}
 )
+
+#: The frames below a workflow's own.
+_DRIVERS = frozenset({"ziggurat.orchestrator.embedded.loop", "ziggurat.orchestrator.embedded.execution"})
 
 _AUDITED = {
     "open": "opened a file",
@@ -85,6 +78,8 @@ _AUDITED = {
     "urllib.Request": "made an HTTP request",
     "time.sleep": "blocked with time.sleep",
 }
+
+_STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 
 _originals: list[tuple[Any, str, Any]] = []
 _users = 0
@@ -160,7 +155,7 @@ def _is_exempt(frame: types.FrameType | None) -> bool:
     """Say whether a trusted module stands between the call and the engine's drain."""
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if name == "ziggurat.orchestrator.embedded.loop":
+        if name in _DRIVERS:
             return False
         # ziggurat.program stands between a workflow and the tasks that it awaits; what it calls itself is the engine's.
         if name.partition(".")[0] in _EXEMPT and not name.startswith("ziggurat.program"):
@@ -177,18 +172,32 @@ def _refuse(loop: RunLoop, did: str, way: str) -> None:
 
 
 def _place(frame: types.FrameType | None) -> str:
+    """Return the file and line in the workflow's code, or in a library that it called, from which the standard library was entered."""
     while frame is not None:
-        if not frame.f_globals.get("__name__", "").startswith("ziggurat.orchestrator"):
-            return f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+        file = frame.f_code.co_filename
+        standard = file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
+        if not standard and not frame.f_globals.get("__name__", "").startswith("ziggurat.orchestrator"):
+            return f"{os.path.basename(file)}:{frame.f_lineno}"
         frame = frame.f_back
     return "an unknown place"
+
+
+def _imported_by_name(value: Any) -> tuple[str, str] | None:
+    """Return the name and the right way of a guarded function that a module holds under a name of its own."""
+    for (module, name, way), (_, _, original) in zip(_PATCHED, _originals, strict=False):
+        if value is original:
+            return f"{module.__name__}.{name}", _RIGHT_WAY[way]
+    if value is getattr(asyncio.as_completed, "__wrapped__", None) and value is not None:
+        return "as_completed", "asyncio.as_completed(...), under its full name, whose order is the same in every replay"
+    return None
 
 
 @functools.lru_cache(maxsize=4096)
 def forbidden_names(fn: Callable[..., Any]) -> str:
     """Return a sentence about the first call in a workflow's own code that no net can catch at run time, or "".
 
-    Finds `datetime.now`, `datetime.utcnow`, `datetime.today` and `date.today`, also in nested functions.
+    Finds `datetime.now`, `datetime.utcnow`, `datetime.today` and `date.today`, also in nested functions, and what was imported by name,
+    as in `from time import time`, before the nets were up.
     """
     import dis
     from datetime import date, datetime
@@ -204,6 +213,9 @@ def forbidden_names(fn: Callable[..., Any]) -> str:
             line = getattr(instruction.positions, "lineno", None) or line
             if instruction.opname == "LOAD_GLOBAL":
                 chain = [names.get(instruction.argval)]
+                if (known := _imported_by_name(chain[0])) is not None:
+                    place = f"{os.path.basename(code.co_filename)}:{line}"
+                    return f"The workflow calls {known[0]}() at {place}, which a replay cannot repeat. Use {known[1]}."
             elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and chain:
                 owner = chain[-1]
                 if instruction.argval in ("now", "utcnow", "today") and owner in (datetime, date):

@@ -64,7 +64,7 @@ class Inbox:
         ):
             self.dispatcher.ack(outcome)
         elif step.name != outcome.task:
-            # Before its code was changed, the program asked for another task here. Under a number of its own, ours is not mistaken for it.
+            # Before its code was changed, the program asked for another task here. With another attempt, ours is not taken for it.
             self.dispatcher.ack(outcome)
             if outcome.attempt == step.attempt and step.dispatched:
                 step.attempt += 1
@@ -87,9 +87,13 @@ class Inbox:
         """Record what an attempt of a parked run came to: it was paid for, and the mended program will want it."""
         resident, steps = self.driver.parked[outcome.run]
         step = steps.get(outcome.step)
-        if step is None or step.settled or outcome.status != "completed" or outcome.generation != resident.run.epoch:
-            self.dispatcher.ack(outcome)
-        elif step.name != outcome.task:
+        if (
+            step is None
+            or step.settled
+            or step.name != outcome.task
+            or outcome.status != "completed"
+            or outcome.generation != resident.run.epoch
+        ):
             self.dispatcher.ack(outcome)
         else:
             self._settle(resident, step, outcome, "step_completed")
@@ -129,7 +133,9 @@ class Inbox:
         if due is None:
             self._settle(resident, step, outcome, "step_failed")
             return
-        event = self._outcome_event(resident, step, outcome, "attempt_failed", retry_at=due, detail=outcome.status, result=outcome.heartbeat)
+        event = self._outcome_event(
+            resident, step, outcome, "attempt_failed", retry_at=due, detail=outcome.status, result=outcome.heartbeat
+        )
         step.attempt += 1
         step.retry_at, step.heartbeat = due, outcome.heartbeat
         self.driver.record(resident, event, partial(self.dispatcher.ack, outcome))

@@ -39,7 +39,9 @@ class Journal:
     async def close(self) -> None:
         """Commit what is queued and close the file. Nothing is called back any more."""
         self._open = False
-        self._fail_waits(LayerUnreachable("The orchestrator was closed. What was recorded is safe, and runs go on at the next open."))
+        self._fail_waits(
+            LayerUnreachable("The orchestrator was closed. What was recorded is safe, and runs go on at the next open.")
+        )
         await asyncio.to_thread(self.writer.close)
         self.reader.close()
 
