@@ -91,14 +91,15 @@ def labels(text: str) -> Iterator[tuple[str, str]]:
         if len(cells) == 2 and len(cells[0]) <= 40:
             yield cells[0].rstrip(":"), cells[1]
         for part in cells:
-            match = re.match(r"([A-Za-z][\w .'/()-]{1,34}?)\s*:(?: +(.+))?$|([A-Z][\w .'/-]{1,34}?)  +(.+)$", part)
+            match = re.match(r"([A-Za-z][\w .'/()-]{1,34}?)\s*[:?](?: +(.+))?$|([A-Z][\w .'/-]{1,34}?)  +(.+)$", part)
             if match is not None:
                 yield (match[1] or match[3]).strip(), (match[2] or match[4] or after).strip()
 
 
 def _plain(line: str) -> str:
     """A line without the marks of Markdown."""
-    return re.sub(r"\*\*|__|`", "", re.sub(r"^\s*(?:[#>]+|[-*•]|\d+\.)\s+", "", line)).strip()
+    line = re.sub(r"\*\*|__|`", "", re.sub(r"^\s*(?:[#>]+|[-*•]|\d+\.)\s+", "", line)).strip()
+    return line.strip("| ") if line.startswith("|") else line
 
 
 def labelled(text: str, *wanted: str) -> Iterator[str]:
@@ -126,7 +127,7 @@ def _first_date(values: Iterable[str]) -> date | None:
 def _name_in(value: str) -> str:
     """The name at the head of a value: what comes before the address, a role in brackets or an e-mail address."""
     value = re.split(r", | \(| <| \| |; ", value)[0].strip(" .\"'")
-    return re.sub(r"^(?:Cllr|Dr|Mr|Ms|Mrs|Prof)\.? (?=\S+ \S)", "", value) if "@" not in value else ""
+    return re.sub(r"^(?:Cllr|Dr|Mr|Ms|Mrs|Prof)\.? (?!and )(?=\S+ \S)", "", value) if "@" not in value else ""
 
 
 def _first_name(values: Iterable[str]) -> str | None:
@@ -141,33 +142,34 @@ def _email_in(values: Iterable[str]) -> str | None:
 
 
 def _invoice(text: str) -> dict[str, object]:
-    heads = (line for line in _lines(text) if not re.search(r"\binvoice\b", line, re.IGNORECASE))
+    heads = (line for line in _lines(text) if not re.search(r"\b(invoice|receipt|bill|statement)\b", line, re.IGNORECASE))
     letterhead = _first_name(re.split(r" {2,}| \| ", line)[0] for line in heads)
-    totals = list(labelled(text, r"(total|amount|balance) (due|payable|to pay)", r"(grand )?total.*"))
-    number = re.search(r"invoice(?: no\.?:?| number:?| #)?[ |:]+([A-Z]{0,4}[-/]?\d[\w/-]*)", text, re.IGNORECASE)
-    due = re.search(rf"\b(?:due|pay(?:able)? by)\b(?: date)?[^.\n]{{0,20}}?({_DATE.pattern})", text, re.IGNORECASE)
+    totals = list(labelled(text, r"(total|amount|balance) (due|payable|to pay)", r"((grand|invoice) )?total.*"))
+    totals += re.findall(r"(?:total|amount) (?:due|payable)\W.{0,20}", text, re.IGNORECASE)
+    number = re.search(r"invoice(?: no\.?| number)?[ |:#]+([A-Z]{0,4}[-/]?\d[\w/-]*)", text, re.IGNORECASE)
+    due = re.search(rf"\b(?:due|pay(?:able)?)\b[^.\n]{{0,40}}?({_DATE.pattern})", text, re.IGNORECASE)
     return {
         "vendor": _first_name([*labelled(_body(text), "from", "seller", "vendor", "supplier"), letterhead or ""]),
         "customer": _first_name(labelled(text, r"bill(ed)? to", "customer", "client", "invoice to", "to")),
         "number": number[1] if number else next(labelled(text, r"invoice (no\.?|number)"), None),
         "total": amount(totals[0]) if totals else None,
         "currency": next(labelled(text, "currency"), None) or (currency(totals[0]) if totals else None) or currency(text),
-        "due_date": _first_date([*labelled(text, "due date", "payment due", r"(please )?pay by"), due[1] if due else ""]),
+        "due_date": _first_date([*labelled(text, "due date", "payment due", r"(please )?pay by", "due"), due[1] if due else ""]),
     }
 
 
 def _contract(text: str) -> dict[str, object]:
     joined = " ".join(" ".join(_plain(line) for line in text.splitlines()).split())
-    # The second party follows the first one's address or role, which ends with a bracket, a comma or a line.
-    between = re.search(rf"\b(?:[Bb]etween|BETWEEN)\W+({_NAME})\W.{{0,500}}?[,)] ?and ({_NAME})", joined) or re.search(
-        rf"\b(?:[Bb]etween|BETWEEN)\W+({_NAME})\W.{{0,500}}? and ({_NAME})", joined
-    )
+    # Parties are defined terms: a name, an address, and in brackets what the contract calls it from there on.
+    defined = re.findall(rf"({_NAME})(?=[ ,])[^()\"“]{{0,160}}?\((?:hereinafter |the |called )*[\"“](?:the )?[A-Z]", joined)
+    between = re.search(rf"\b(?:[Bb]etween|BETWEEN)\W+({_NAME})\W.{{0,500}}?[,)]? ?\band ({_NAME})", joined)
+    parties = (between[1], between[2]) if between else defined[:2] if len(defined) > 1 else (None, None)
     start = re.search(
         rf"\b(?:commences|starts|begins|with effect|effective)(?: on| from| as of)? ({_DATE.pattern})", joined, re.IGNORECASE
     )
-    term = re.search(r"\b(?:period|term) of (.{1,30})", joined)
+    term = re.search(r"\b(?:(?:period|term) of|(?:lasts?|runs?|continues?) for) (.{1,30})", joined)
     start_labels = r"(start|commencement|effective|begin) date", "effective from", "commencement"
-    first, second = (between[1], between[2]) if between else (None, None)
+    first, second = parties
     terms = [*labelled(text, r"(initial )?term", r"duration.*"), term[1] if term else ""]
     return {
         "first_party": _name_in(first) if first else None,
@@ -190,15 +192,19 @@ def _ticket(text: str) -> dict[str, object]:
 
 
 def _resume(text: str) -> dict[str, object]:
-    lines = _lines(text)
+    lines = [line for line in _lines(text) if not re.fullmatch(r"(curriculum vitae|cv|resum[eé]|résumé)", line, re.IGNORECASE)]
     name = next((line for line in lines[:4] if re.fullmatch(r"[^\W\d_][^\d@|:,]{3,40}", line)), None)
     after = lines[lines.index(name) + 1 : lines.index(name) + 4] if name else []
     role = next((line for line in after if not re.search(r"[\d@|:·]", line)), None)
-    return {"name": name, "email": _email_in([text]), "role": role}
+    return {
+        "name": next(labelled(text, r"(full )?name"), name),
+        "email": _email_in([text]),
+        "role": next(labelled(text, r"(job title|position|profession|occupation|role)"), role),
+    }
 
 
 def _minutes(text: str) -> dict[str, object]:
-    heads = (line for line in _lines(text) if not re.search(r"\b(minutes|meeting|retrospective)\b", line, re.IGNORECASE))
+    heads = (line for line in _lines(text) if not re.search(r"\b(minutes|meeting|retrospective)\b|:", line, re.IGNORECASE))
     upcoming = re.search(rf"\bnext [\w ]{{3,40}}?\b[^.\n]{{0,30}}?({_DATE.pattern})", text, re.IGNORECASE)
     held = re.search(rf"\b(?:held|met)\b[^.]{{0,60}}?({_DATE.pattern})", text, re.IGNORECASE)
     in_the_chair = re.search(rf"({_PERSON}) \((?:in the )?[Cc]hair\w*\)", text)
@@ -212,8 +218,8 @@ def _minutes(text: str) -> dict[str, object]:
 
 
 def _incident(text: str) -> dict[str, object]:
-    places = r"affected (system|service)", "system", "service", "location", "site", "place"
-    severity = next(labelled(text, "severity"), "")
+    places = r"affected (system|service)", "system", "service", "location", "site", "place", r"where.*"
+    severity = next(labelled(text, "severity", "how serious.*", "impact level", "level"), "")
     return {
         "date": _first_date([*labelled(text, "(date of incident|incident date)", "date"), text]),
         "where": next(labelled(text, *places), None),

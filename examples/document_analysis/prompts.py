@@ -153,8 +153,8 @@ def quotation(draft: str, text: str) -> str:
 
 
 def heading(text: str) -> str:
-    """The subject of an e-mail, or the first line of any other document."""
-    subject = re.search(r"\A(?:\w+: .*\n)*?Subject: (.+)", text)
+    """The subject of a message or ticket, or the first line of any other document."""
+    subject = re.search(r"^Subject: +(.+)", text[:BODY_CHARS], re.MULTILINE)
     line = subject[1] if subject else next(_paragraphs(text), "")
     return line[:120].strip(" .:*")
 

@@ -1,4 +1,4 @@
-"""Sixteen short documents with their kinds, invented for the prompts: two of each kind, in different dress.
+"""Short documents with their kinds, invented for the prompts: three of each kind, in different dress.
 
 A model that sees one or two solved examples like the document before it answers far better than one that is only told
 the rules; ``prompts.nearest`` picks them. None of these is among the documents of the example.
@@ -219,5 +219,95 @@ Authors: M. Keller, J. Osei
 Objective. To test whether walking groups improve balance. Participants. 210 adults over 65. Main outcome.
 Balance score at 12 weeks. Results. The score rose by 3.1 points (95 percent confidence interval 1.2 to 5.0).
 Conclusions. Walking groups help. Limitations. One city only.""",
+    ),
+    Sample(
+        Kind.RESUME,
+        """\
+Curriculum vitae
+Name: Helena Brandt
+Date of birth: 4 March 1988
+Profession: Landscape gardener
+Contact: helena.brandt@mail.example, Kiel
+Career
+since 2018: head gardener at the castle park of Eutin, responsible for eight people
+2010 - 2018: gardener, Nordgrün nursery
+Qualifications: master craftsman's certificate 2016; tree climbing; driving licence
+Interests: choir, beekeeping""",
+    ),
+    Sample(
+        Kind.MINUTES,
+        """\
+Riverbank Residents' Association
+Notes of the meeting of 3 October 2023
+In attendance: Mrs Hall (chair), Mr Iqbal, Ms Brown; not present: Mr Frost
+Parking. Mr Iqbal reported on his talk with the council. Several members asked for a sign.
+Street party. It was agreed to hold it in June. Ms Brown coordinates the stalls.
+To do: Mrs Hall writes to the council.
+Closed at 8.15 pm. We meet again on 7 November.""",
+    ),
+    Sample(
+        Kind.RESEARCH,
+        """\
+Does remote work lower rents? Evidence from 40 cities
+Ingrid Falk and Tomas Novy, Institute of Economics, Brno
+Working paper, received 2 May 2023, revised 9 August 2023
+Summary
+We compare rents in districts with many and with few office workers before and after 2020. We find that
+rents fell by 4 percent (standard error 1.1) where remote work is common. The estimates hold with fixed effects.
+1 Introduction
+The literature on cities assumes that people live near their work. Our data suggest otherwise.
+References""",
+    ),
+    Sample(
+        Kind.INVOICE,
+        """\
+Receipt no. 2023-0441
+Harbour Web Design GmbH, VAT DE123456789
+Billed to | Kaffeehaus Sommer
+Subscription, business plan, May 2023 | 39.00
+Extra storage | 6.00
+Amount due | EUR 45.00
+Due | 15 May 2023
+We will charge the card on file. Questions about this bill? billing@harbour.example""",
+    ),
+    Sample(
+        Kind.CONTRACT,
+        """\
+Terms of engagement
+Parties: (1) Stonebridge School ("the Client"); and (2) Jolly Catering Co ("the Supplier").
+The Supplier will serve lunch on school days. This contract begins on 1 September 2023 and lasts for one year;
+either party may end it with three months' notice. The Client pays 3.20 pounds a meal, monthly in arrears.
+Liability, insurance, confidentiality, force majeure. English law applies.
+Signed on behalf of both parties""",
+    ),
+    Sample(
+        Kind.TICKET,
+        """\
+Web form, 12 June 2023
+Customer: Sofie Lund
+Order: 77-1203, garden table
+Message: Good morning, my table was promised for last week and has still not arrived. Nobody answers the phone.
+I am very disappointed. Please tell me where my delivery is, or give me my money back.
+Agent: I am sorry to hear that, Sofie. I have asked the carrier and will call you tomorrow.""",
+    ),
+    Sample(
+        Kind.INCIDENT,
+        """\
+ACCIDENT AND NEAR-MISS FORM
+When: 6 March 2023, 07:50
+Where: loading bay 2
+What happened: a driver slipped on wet steps and hurt his wrist. First aid was given at once.
+Why it happened: the gutter above the steps leaks and the grit box was empty.
+Injury: minor. Witnesses: two.
+Measures to prevent it happening again: gutter repaired; grit box checked each morning. Reported by: shift leader""",
+    ),
+    Sample(
+        Kind.PRESS,
+        """\
+Almond Airlines to serve Split and Zadar from next spring
+DUBLIN, 9 October 2023 - Almond Airlines will add two routes to its summer timetable, the company said on Monday.
+Flights leave three times a week and cost from 49 euros. "Our passengers asked for the sea," said managing director
+Kate Byrne. The airline was founded in 1998, employs 600 people and carried 2 million passengers last year.
+For interviews and pictures: news@almond.example""",
     ),
 )

@@ -312,8 +312,8 @@ def test_rules_of_every_kind_bear_every_document(truth: Truth) -> None:
 # -- prompts ---------------------------------------------------------------------------------------------------------
 
 
-def test_samples_hold_two_of_each_kind_and_none_of_the_corpus() -> None:
-    assert {kind: sum(sample.kind == kind for sample in SAMPLES) for kind in Kind} == dict.fromkeys(Kind, 2)
+def test_samples_hold_three_of_each_kind_and_none_of_the_corpus() -> None:
+    assert {kind: sum(sample.kind == kind for sample in SAMPLES) for kind in Kind} == dict.fromkeys(Kind, 3)
     corpus = " ".join(read_text(DOCUMENTS / truth.file) for truth in TRUTHS)
     assert not [line for sample in SAMPLES for line in sample.text.splitlines() if len(line) > 40 and line in corpus]
 
