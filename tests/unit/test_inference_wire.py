@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -26,6 +27,24 @@ from ziggurat.inference.sse import EVENT_BYTES_MAX, Events, EventTooLong
 from ziggurat.records import ChatMessage, Prompt, Tool, ToolCall
 
 NOW = 1_700_000_000.0
+KEYS = st.sampled_from(
+    ["content", "tool_calls", "function", "name", "arguments", "id", "text", "type", "refusal", "message", "code", "prompt_tokens"]
+)
+    [
+        "content",
+        "tool_calls",
+        "function",
+        "name",
+        "arguments",
+        "id",
+        "text",
+        "type",
+        "refusal",
+        "message",
+        "code",
+        "prompt_tokens",
+    ]
+)
 
 
 def asked(prompt: Prompt, *, stream: bool = False) -> dict[str, Any]:
@@ -159,6 +178,25 @@ def test_what_is_no_answer_is_nonsense(data: bytes) -> None:
     with pytest.raises(wire.Nonsense) as caught:
         wire.decode_completion(data)
     assert len(str(caught.value)) < 300
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=4), inner, max_size=4),
+    max_leaves=20,
+)
+CHOICE = st.fixed_dictionaries({}, optional={"index": JSON, "message": JSON, "delta": JSON, "finish_reason": JSON})
+ANSWERS = JSON | st.fixed_dictionaries(
+    {}, optional={"choices": JSON | st.lists(CHOICE, max_size=3), "usage": JSON, "error": JSON}
+)
+
+
+@given(ANSWERS.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=60))
+def test_whatever_comes_is_an_answer_an_error_or_nonsense(data: bytes) -> None:
+    for decode in (wire.decode_completion, wire.decode_event):
+        with contextlib.suppress(wire.Nonsense, wire.ErrorBody):
+            decode(data)
+    assert isinstance(failures.of_status(500, CIMultiDict(), data, "m", NOW), InferenceError)
 
 
 def test_an_error_inside_a_200_is_an_error() -> None:

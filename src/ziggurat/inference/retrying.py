@@ -1,4 +1,4 @@
-"""When to call again, as pure rules with the time passed in: back-off, the retry budget, the breaker and the cool-down.
+"""When to call again, as rules with the time passed in: back-off, the retry budget, the breaker and the cool-down.
 
 One owner decides about retries, the router, so that nothing multiplies: an endpoint makes one attempt, the SDKs that retry on their own
 are not used, and the step behind a call is tried again only when the router has given up.
@@ -7,6 +7,7 @@ are not used, and the step behind a call is tried again only when the router has
 from __future__ import annotations
 
 import random
+import threading
 from collections import deque
 from typing import Literal
 
@@ -45,26 +46,29 @@ class RetryBudget:
     tenth.
     """
 
-    __slots__ = ("_calls", "_floor", "_ratio", "_retries", "_window")
+    __slots__ = ("_calls", "_floor", "_lock", "_ratio", "_retries", "_window")
 
     def __init__(self, ratio: float, floor: int, window: float) -> None:
         self._ratio, self._floor, self._window = ratio, floor, window
+        self._lock = threading.Lock()
         #: (second, count) pairs, so that memory is bounded by the window's seconds.
         self._calls: deque[list[float]] = deque()
         self._retries: deque[list[float]] = deque()
 
     def call(self, now: float) -> None:
         """Count a first attempt."""
-        self._forget(self._calls, now)
-        _add(self._calls, now)
+        with self._lock:
+            self._forget(self._calls, now)
+            _add(self._calls, now)
 
     def retry(self, now: float) -> bool:
         """Say whether a retry is allowed now, and count it if so."""
-        allowed = max(float(self._floor), self._ratio * self._total(self._calls, now))
-        if self._total(self._retries, now) + 1 > allowed:
-            return False
-        _add(self._retries, now)
-        return True
+        with self._lock:
+            allowed = max(float(self._floor), self._ratio * self._total(self._calls, now))
+            if self._total(self._retries, now) + 1 > allowed:
+                return False
+            _add(self._retries, now)
+            return True
 
     def _total(self, counts: deque[list[float]], now: float) -> float:
         self._forget(counts, now)

@@ -24,7 +24,7 @@ from ziggurat.errors import EndpointFailed, EndpointUnreachable, ModelNotFound, 
 from ziggurat.inference import capabilities as table
 from ziggurat.inference import wire
 from ziggurat.inference.failures import Failures
-from ziggurat.inference.interface import Capabilities, Endpoint, EndpointConfig, require_network, shown_url
+from ziggurat.inference.interface import Capabilities, Endpoint, EndpointConfig, is_loopback, require_network, shown_url
 from ziggurat.inference.sse import Events, EventTooLong
 from ziggurat.records import Chunk, Completion, Prompt
 
@@ -422,4 +422,4 @@ def _reason(error: aiohttp.ClientConnectorError) -> str:
 
 def _proxy_of(scheme: str, host: str) -> Any:
     """Return the proxy that the environment names for a host, or None. Asked once: aiohttp's trust_env would ask at every call."""
-    return None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme)
+    return None if is_loopback(host) or urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme)
