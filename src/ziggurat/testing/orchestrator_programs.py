@@ -206,8 +206,8 @@ async def hold_then_count(name: str) -> int:
 
 
 @workflow(name="orc.timer_then_count")
-async def timer_then_count(name: str) -> int:
-    await asyncio.sleep(0.01)
+async def timer_then_count(name: str, seconds: float = 0.01) -> int:
+    await asyncio.sleep(seconds)
     return await count(f"{name}.after")
 
 

@@ -184,7 +184,8 @@ class EmbeddedOrchestrator(Orchestrator):
             if existing is not None:
                 await self._settled_writes(request.id)
                 return existing
-        self.registry.workflow(request.workflow, request.entry)
+        # Bad input is refused at the door. Arguments that no longer fit later, because the code changed, park the run.
+        self.registry.workflow(request.workflow, request.entry).arguments.decode(request.payload)
         run = new_run(request, self.clock.time())
         resident, write = self.driver.admit(run)
         await self._journal.durable(write)
