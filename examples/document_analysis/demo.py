@@ -17,7 +17,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -72,20 +74,22 @@ async def analyse(
 
 def results_table(results: Sequence[tuple[Path, Run, Report | None]]) -> Table:
     """Return the table of documents: kind, fields, summary, and what each cost."""
-    shown = Table(title="Documents", title_justify="left", show_lines=False, expand=True)
-    for name, ratio in (("document", 3), ("kind", 2), ("fields", 5), ("summary", 6)):
-        shown.add_column(name, ratio=ratio, overflow="ellipsis", no_wrap=name != "summary")
+    shown = Table(title="Documents", title_justify="left", box=SIMPLE, expand=True)
+    shown.add_column("document, kind", ratio=2, overflow="fold")
+    shown.add_column("fields, summary", ratio=5, overflow="fold")
     for name in ("tokens", "cost", "ms"):
         shown.add_column(name, justify="right", no_wrap=True)
     for file, run, report in results:
-        fields = ", ".join(f"{k}={v}" for k, v in report.fields.items() if v is not None) if report is not None else ""
         tokens = run.usage.input_tokens + run.usage.output_tokens
         took = ((run.ended_at or 0.0) - (run.started_at or 0.0)) * 1000
+        if report is not None:
+            fields = ", ".join(f"{name} [cyan]{escape(str(v))}[/]" for name, v in report.fields.items() if v is not None)
+            kind, said = f"[green]{report.kind.value}[/]", f"{fields}\n{escape(report.summary)}"
+        else:
+            kind, said = f"[red]{run.status}[/]", escape(run.error.message if run.error is not None else run.reason)
         shown.add_row(
-            file.name,
-            report.kind.value if report is not None else f"[red]{run.status}[/]",
-            fields,
-            report.summary if report is not None else (run.error.message if run.error else run.reason),
+            f"{escape(file.name)}\n{kind}",
+            said,
             f"{tokens:,}",
             human_dollars(run.usage.cost_usd),
             f"{took:,.0f}",
@@ -97,17 +101,20 @@ def accuracy_table(reports: Sequence[Report]) -> Table:
     """Return how the reports compare with the truth, by kind."""
     names = {report.document for report in reports}
     truths = [truth for truth in load_truth(HERE / "truth.jsonl") if truth.file in names]
-    shown = Table(title="Accuracy against the truth", title_justify="left")
+    shown = Table(title="Accuracy against the truth", title_justify="left", box=SIMPLE)
     shown.add_column("kind")
     for name in ("documents", "kind right", "fields right", "summary holds the keywords"):
         shown.add_column(name, justify="right")
     for row in table(reports, truths):
-        shown.add_row(row.name, str(row.documents), *(f"{part:.0%}" for part in row.score), end_section=row.name != "all")
+        shown.add_row(
+            row.name, str(row.documents), *(f"{part:.0%}" for part in row.score), style="bold" if row.name == "all" else ""
+        )
     return shown
 
 
 async def main(arguments: argparse.Namespace) -> int:
-    console = Console()
+    # A file or a pipe has no width; a table wants more than the 80 columns that it would be given.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
     files = [Path(file) for file in arguments.files] or sorted((HERE / "documents").iterdir())
     chosen, route = settings(Path(arguments.state))
     console.print(f"{len(files)} documents, model {route}, state in {arguments.state}, batch {arguments.batch}.")
