@@ -118,17 +118,17 @@ async def main(arguments: argparse.Namespace) -> int:
     files = [Path(file) for file in arguments.files] or sorted((HERE / "documents").iterdir())
     chosen, route = settings(Path(arguments.state))
     console.print(f"{len(files)} documents, model {route}, state in {arguments.state}, batch {arguments.batch}.")
-    started = time.perf_counter()
     async with Client(chosen) as client:
         results = await analyse(client, files, arguments.batch, 3 if route == LOCAL else 32, console)
-    took = time.perf_counter() - started
     console.print(results_table(results))
     reports = [report for _, _, report in results if report is not None]
     if reports:
         console.print(accuracy_table(reports))
     tokens = sum(run.usage.input_tokens + run.usage.output_tokens for _, run, _ in results)
     cost = sum(run.usage.cost_usd for _, run, _ in results)
-    rate = len(files) / took * 3600
+    # From the runs' own records, so that a batch that is resumed does not look faster than it was.
+    took = max(run.ended_at or 0.0 for _, run, _ in results) - min(run.created_at for _, run, _ in results)
+    rate = len(files) / max(took, 0.001) * 3600
     console.print(
         f"{len(reports)} of {len(files)} documents in {human_seconds(took)} ({rate:,.0f} an hour), "
         f"{tokens:,} tokens, {human_dollars(cost)}."
