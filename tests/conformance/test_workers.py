@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from tests.conformance.redis_servers import RedisServer, redis_server
 from ziggurat.clock import SystemClock
 from ziggurat.queues.backends.memory import MemoryQueue
+from ziggurat.queues.backends.redis_streams import RedisQueue
 from ziggurat.queues.backends.sqlite import SqliteQueue
 from ziggurat.queues.interface import Queue, QueueOptions
 from ziggurat.testing.clock import FakeClock
@@ -57,3 +61,39 @@ class TestWorkerOverSqlite(TestWorkerOverMemory):
         if isinstance(self.clock, FakeClock):
             return None  # Its watchers are called in the test's thread.
         return lambda: SqliteQueue(queue.path, queue.options)
+
+
+_prefixes = count(1)
+
+
+class TestWorkerOverRedis(WorkerSuite):
+    """Over each server there is; time really passes, and leases are renewed from the thread."""
+
+    exact_time = False
+    lease, late, patience, glance = 0.5, 0.3, 10.0, 0.1
+
+    @pytest.fixture(autouse=True)
+    def _server(self, redis_server: RedisServer) -> None:
+        self.server = redis_server
+
+    def make_queue(self, options: QueueOptions) -> Queue:
+        self.url = f"{self.server.url}?prefix=workers-{next(_prefixes)}"
+        return RedisQueue(self.url, options)
+
+    def again(self, queue: Queue) -> Queue:
+        return RedisQueue(self.url, queue.options)
+
+    def lease_keeper(self, queue: Queue) -> Callable[[], Queue] | None:
+        return lambda: self.again(queue)
+
+    async def passing(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    async def storage(self, queue: Queue) -> int:
+        return 0
+
+
+__all__ = ["redis_server"]

@@ -289,11 +289,13 @@ class LeasePromises(WorkerHarness):
                 sent = order("hold", name="lost")
                 await queue.send([sent])
                 await gates.passed("lost.in")
-                # The first worker is deaf to the queue for longer than its lease; another takes the message.
+                # The first worker is stopped in its tracks for longer than its lease; another takes the message.
+                first.keeper.muted = True
                 first.stop(30.0)
                 await self.lapse()
                 taken = await self.take_one(queue, worker="second")
                 assert ids([taken]) == [sent.id]
+                first.keeper.muted = False
                 await first.renew_leases()
                 await gates.passed("lost.cancelled")
             assert first.tally.lost == 1

@@ -47,6 +47,8 @@ class LeaseKeeper:
         self._lost = lost
         self._clock = clock
         self._patience = patience
+        #: True lets leases run out, as in a worker that is stopped in its tracks; for tests.
+        self.muted = False
 
     async def run(self, queue: Queue) -> None:
         """Keep renewing until cancelled. An unavailable queue is tried again at the next turn."""
@@ -74,7 +76,7 @@ class LeaseKeeper:
         deliveries: list[Delivery] = []
         told: list[Attempt] = []
         for attempt in self._held():
-            if attempt.stop_reason == "lost" or now > attempt.expires + self._patience:
+            if self.muted or attempt.stop_reason == "lost" or now > attempt.expires + self._patience:
                 continue
             if attempt.beat_dirty and attempt.details is not None:
                 attempt.beat_dirty = False

@@ -89,7 +89,7 @@ class Worker:
         self._outage = Outage(self.name)
         keeper = LeaseKeeper(lambda: list(self._held.values()), self._leases_lost, self._clock, 2 * self.options.cleanup)
         self._lease_thread = LeaseThread(keeper, lease_keeper) if lease_keeper is not None else None
-        self._keeper = keeper
+        self.keeper = keeper
         self._grace = self.options.grace
         #: Monotonic time of the last successful call that asked the queue for work; liveness is its age.
         self.polled_at = self._heard_at = self._clock.monotonic()
@@ -140,7 +140,7 @@ class Worker:
 
     async def renew_leases(self) -> None:
         """Renew all leases now. The worker does so by itself in time; this is for tests, and for hosts about to be frozen."""
-        await self._keeper.renew(self._queue)
+        await self.keeper.renew(self._queue)
 
     # -- one delivery --------------------------------------------------------------------------------------------
 
@@ -178,7 +178,7 @@ class Worker:
         if self.options.memory_ceiling:
             loops.append(self._memory_loop())
         if self._lease_thread is None:
-            loops.append(self._keeper.run(self._queue))
+            loops.append(self.keeper.run(self._queue))
         else:
             self._lease_thread.start()
         tasks = [self._loop.create_task(loop) for loop in loops]
