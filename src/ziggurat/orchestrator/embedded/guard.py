@@ -98,6 +98,8 @@ def install() -> None:
         setattr(module, name, _guarded(original, f"{module.__name__}.{name}", _RIGHT_WAY[way]))
     _originals.append((asyncio, "as_completed", asyncio.as_completed))
     asyncio.as_completed = _ordered_as_completed(asyncio.as_completed)
+    _originals.append((asyncio.tasks, "_GatheringFuture", _GatheringFuture))
+    asyncio.tasks._GatheringFuture = _OrderedGatheringFuture  # type: ignore[attr-defined]
     if not _hooked:
         # An audit hook cannot be removed; it asks `_users` first.
         sys.addaudithook(_audit)
@@ -141,6 +143,20 @@ def _ordered_as_completed(original: Callable[..., Any]) -> Callable[..., Any]:
     as_completed.__doc__ = original.__doc__
     as_completed.__wrapped__ = original  # type: ignore[attr-defined]
     return as_completed
+
+
+_GatheringFuture: Any = asyncio.tasks._GatheringFuture  # type: ignore[attr-defined]
+
+
+class _OrderedGatheringFuture(_GatheringFuture):  # type: ignore[misc]
+    """What `gather` returns, with a hash that is the same in every replay; `asyncio.wait` keeps those that it is given in a set."""
+
+    def __init__(self, children: Any, *, loop: Any) -> None:
+        super().__init__(children, loop=loop)
+        self._number = loop.next_number() if type(loop) is RunLoop else object.__hash__(self)
+
+    def __hash__(self) -> int:
+        return self._number
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
