@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import logging
@@ -11,6 +12,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -458,6 +460,21 @@ async def test_several_loops_in_several_threads_use_one_endpoint(upstream: Fault
         await asyncio.to_thread(thread.join)
     assert not errors and upstream.requests == 100
     await models.close()
+
+
+async def test_loops_that_ended_are_let_go(upstream: FaultyUpstream) -> None:
+    up = endpoint(upstream.base_url)
+    loops = weakref.WeakSet[asyncio.AbstractEventLoop]()
+
+    async def call() -> None:
+        loops.add(asyncio.get_running_loop())
+        await up.complete(user(), "m")
+
+    for _ in range(10):
+        await asyncio.to_thread(asyncio.run, call())
+    gc.collect()
+    assert len(loops) <= 2
+    await up.close()
 
 
 async def test_an_endpoint_works_after_it_was_closed(upstream: FaultyUpstream) -> None:

@@ -15,7 +15,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
-from weakref import WeakKeyDictionary
 
 import aiohttp
 import msgspec
@@ -74,7 +73,7 @@ class OpenAICompatible(Endpoint):
         self._session_header = str(config.options.get("session_header", ""))
         self._proxy = config.options.get("proxy") or _proxy_of(parts.scheme, parts.hostname)
         self._timeout = aiohttp.ClientTimeout(total=None, connect=config.timeouts.connect)
-        self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, _Session] = WeakKeyDictionary()
+        self._sessions: dict[asyncio.AbstractEventLoop, _Session] = {}
         self._lock = threading.Lock()
 
     def capabilities(self, upstream: str) -> Capabilities:
@@ -170,6 +169,9 @@ class OpenAICompatible(Endpoint):
         session = _Session()
         await session.open()
         with self._lock:
+            # A session refers to its loop, so it is let go once its loop has ended.
+            for ended in [other for other in self._sessions if other.is_closed()]:
+                del self._sessions[ended]
             known = self._sessions.setdefault(loop, session)
         if known is not session:
             await session.close()
@@ -399,19 +401,26 @@ class _Session:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE, ttl_dns_cache=60)
         self.http = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         # A loop's runner closes the asynchronous generators that are open in it, so one that holds the session closes it too: a script
-        # that never says close() ends without a warning.
+        # that never says close() ends without a warning. It is kept here meanwhile: one that the collector finds at the very end of its
+        # loop is closed by a task, which that end cancels.
         self._keeper = _keep(self.http)
         await self._keeper.__anext__()
+        _keepers.difference_update([keeper for keeper in list(_keepers) if keeper.ag_frame is None])
+        _keepers.add(self._keeper)
 
     async def close(self) -> None:
+        _keepers.discard(self._keeper)
         await self._keeper.aclose()
 
 
-async def _keep(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
+_keepers: set[AsyncGenerator[None, None]] = set()
+
+
+async def _keep(http: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:
-        await session.close()
+        await http.close()
 
 
 def _reason(error: aiohttp.ClientConnectorError) -> str:
