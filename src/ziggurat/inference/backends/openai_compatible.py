@@ -405,7 +405,7 @@ class _Session:
         # loop is closed by a task, which that end cancels.
         self._keeper = _keep(self.http)
         await self._keeper.__anext__()
-        _keepers.difference_update([keeper for keeper in list(_keepers) if keeper.ag_frame is None])
+        _keepers.difference_update([k for k in list(_keepers) if getattr(k, "ag_frame", None) is None])
         _keepers.add(self._keeper)
 
     async def close(self) -> None:
