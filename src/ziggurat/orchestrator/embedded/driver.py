@@ -161,7 +161,7 @@ class Driver:
         if execution.dropped:
             self._drop(resident, execution.dropped)
             execution.dropped = []
-        if execution.finished is not None:
+        if execution.finished is not None and not resident.paused:
             self._finish(resident, execution.finished)
             return
         if execution.requests and not resident.paused:

@@ -29,7 +29,7 @@ from ziggurat.orchestrator.embedded.newborn import fork_run, new_run
 from ziggurat.orchestrator.embedded.options import EngineOptions
 from ziggurat.orchestrator.embedded.resident import Resident, step_views, total_usage
 from ziggurat.orchestrator.embedded.store import UNBURY, UNBURY_RUN, event_row, run_row
-from ziggurat.orchestrator.embedded.surgery import current_generation, fork_events, retry_events
+from ziggurat.orchestrator.embedded.surgery import asked_at, current_generation, fork_events, retry_events
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
 from ziggurat.program.registry import Registry
@@ -310,7 +310,8 @@ class EmbeddedOrchestrator(Orchestrator):
     async def fork(self, run: str, step: int, *, payload: Raw | None = None, id: str = "") -> Run:
         key, found = self._row(run)
         await self._settled_writes(run)
-        kept = fork_events(self._journal.reader.events(key), step)
+        events = self._journal.reader.events(key)
+        kept = fork_events(events, step, asked_at(self.registry.workflow(found.workflow, found.entry), found, events, step))
         now = self.clock.time()
         if id and self._journal.reader.run(id) is not None:
             raise Conflict(f"The id {id!r} belongs to another run; choose a new one for the fork.")

@@ -167,7 +167,8 @@ class Execution(RunContext):
         self._signal_ids: dict[str, None] = {}
         self.cancel_requested = False
         self._late_cancel: Event | None = None
-        self._number = 0
+        #: Steps that the program has asked for.
+        self.asked = 0
         self._random: random.Random | None = None
         self._suggest_at, self._show = suggest_at, show
         self._main: asyncio.Task[Any] | None = None
@@ -347,16 +348,16 @@ class Execution(RunContext):
         if self.loop.closing:
             # A `finally` block of a program that is being freed awaits a step. Nothing may come of it; GeneratorExit ends it quietly.
             raise GeneratorExit
-        self._number += 1
-        step = Step(self._number, kind, name, self.applied, self.loop.time())
+        self.asked += 1
+        step = Step(self.asked, kind, name, self.applied, self.loop.time())
         step.future = StepFuture(step, self)
         self.steps[step.number] = step
         self.requests.append(step)
         return step
 
     def _start_timer(self, timer: RunTimer) -> None:
-        self._number += 1
-        step = Step(self._number, "timer", "sleep", self.applied, self.loop.time())
+        self.asked += 1
+        step = Step(self.asked, "timer", "sleep", self.applied, self.loop.time())
         step.timer, timer.step = timer, step
         step.due = timer.when()
         self.steps[step.number] = step

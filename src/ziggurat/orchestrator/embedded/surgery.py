@@ -7,11 +7,12 @@ without what was cut, asks for that step at the same number again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
 from ziggurat.errors import Conflict
-from ziggurat.orchestrator.embedded.execution import INFORMATIVE
+from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Execution, Mismatch
 from ziggurat.records import Event, Run
 
 
@@ -23,17 +24,40 @@ def current_generation(events: Sequence[Event]) -> list[Event]:
     return list(events)
 
 
-def fork_events(events: Sequence[Event], step: int) -> list[Event]:
+def asked_at(workflow: Any, run: Run, events: Sequence[Event], step: int) -> int | None:
+    """Return the position in the history at which the program asks for a step, found by replaying it; None if it never does.
+
+    A signal's event does not name the step that took it, so only the program can tell which signals came before that step.
+    """
+    events = current_generation(events)
+    base = events[0].seq - 1 if events else 0
+    patches = [e.name for e in events if e.kind == "patched"]
+    execution = Execution(workflow, run, base=base, passed=0, patches=patches, suggest_at=0, show=lambda kind, data: None)
+    try:
+        for event in events:
+            if event.kind not in INFORMATIVE:
+                execution.apply(event)
+                if execution.asked >= step:
+                    return event.seq
+        return None
+    except Mismatch:
+        return None
+    finally:
+        execution.discard()
+
+
+def fork_events(events: Sequence[Event], step: int, asked: int | None = None) -> list[Event]:
     """Return what a fork before `step` keeps of a history. Raises Conflict if the history never came to that step.
 
     Every settled step with a smaller number stays, wherever it stands; signals and other events without a step stay if they came
-    before the step was asked for.
+    before the step was asked for: at `asked`, where `asked_at` could tell.
     """
     events = current_generation(events)
     reached = max((e.step for e in events), default=0)
-    if step < 1 or step > reached + 1:
+    if step < 1 or (step > reached + 1 and asked is None):
         raise Conflict(f"The history has steps 1 to {reached}; it cannot be forked before step {step}.")
-    asked = next((e.requested for e in events if e.step == step), None)
+    if asked is None:
+        asked = next((e.requested for e in events if e.step == step), None)
     if asked is None:
         later = [e.requested for e in events if e.step > step]
         asked = min(later) if later else (events[-1].seq if events else 0)
