@@ -13,6 +13,9 @@ import pytest
 
 from tests.chaos.world import World, recorded_steps
 
+#: The folder in which `tests` is a package.
+HERE = Path(__file__).parents[2]
+
 pytestmark = pytest.mark.chaos
 
 
@@ -20,7 +23,7 @@ async def _victim(folder: Path, seed: int, *kill: str) -> asyncio.subprocess.Pro
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.chaos.victim", str(folder), str(seed), *kill),
         stderr=asyncio.subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        cwd=HERE,
     )
 
 

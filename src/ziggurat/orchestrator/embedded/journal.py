@@ -42,8 +42,9 @@ class Journal:
         self._fail_waits(
             LayerUnreachable("The orchestrator was closed. What was recorded is safe, and runs go on at the next open.")
         )
-        await asyncio.to_thread(self.writer.close)
+        # The last connection to close empties the write-ahead log into the file, and a reader cannot: so the writer is the last.
         self.reader.close()
+        await asyncio.to_thread(self.writer.close)
 
     def write(self, write: Write) -> None:
         """Hand a write to the writer. After a failure nothing is written: the next open reads the truth."""

@@ -83,13 +83,20 @@ def connect(path: Path, *, write: bool = False) -> sqlite3.Connection:
             # As a URI with its odd characters escaped: a folder may have a question mark in its name.
             place = f"{path.absolute().as_uri()}?mode=ro"
             connection = sqlite3.connect(place, uri=True, isolation_level=None, check_same_thread=False, timeout=30.0)
+        version = _version(path, connection)
         # WAL keeps readers and the writer apart; FULL makes a commit durable before it is acted on.
         if write:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA wal_autocheckpoint = 4000")
         connection.execute("PRAGMA cache_size = -65536")
-        _check_schema(path, connection, write)
+        if version < SCHEMA_VERSION:
+            if not write:
+                raise StateUnusable(
+                    f"The state file {path} has no runs yet, or an old schema; start a run to make or upgrade it."
+                )
+            for step in range(version, SCHEMA_VERSION):
+                connection.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[step]} PRAGMA user_version = {step + 1}; COMMIT;")
         return connection
     except BaseException as error:
         if connection is not None:
@@ -118,18 +125,15 @@ def unusable(path: Path, error: Exception) -> StateUnusable:
     return StateUnusable(f"The state file {path} {cause}. {remedy}.")
 
 
-def _check_schema(path: Path, connection: sqlite3.Connection, write: bool) -> None:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+def _version(path: Path, connection: sqlite3.Connection) -> int:
+    """Return the file's schema version, before anything in it is changed. Raises StateUnusable for a newer one."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:
         raise StateUnusable(
             f"The state file {path} was written by a newer Ziggurat (schema {version}; this one knows {SCHEMA_VERSION}). "
             "Upgrade with: pip install -U ziggurat-agents"
         )
-    if version < SCHEMA_VERSION:
-        if not write:
-            raise StateUnusable(f"The state file {path} has no runs yet, or an old schema; start a run to make or upgrade it.")
-        for step in range(version, SCHEMA_VERSION):
-            connection.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[step]} PRAGMA user_version = {step + 1}; COMMIT;")
+    return version
 
 
 class Reader:
@@ -145,22 +149,25 @@ class Reader:
 
     def run(self, run_id: str) -> tuple[int, Run] | None:
         """Return a run's key and record, or None."""
-        row = self._execute(f"SELECT {_COLUMNS} FROM runs WHERE id = ?", (run_id,)).fetchone()
-        return None if row is None else (row[0], _run_of(row))
+        rows = self._rows(f"SELECT {_COLUMNS} FROM runs WHERE id = ?", (run_id,))
+        return (rows[0][0], _run_of(rows[0])) if rows else None
 
     def events(self, key: int, *, after: int = 0, limit: int = -1) -> list[Event]:
         """Return a run's events past a position, in order."""
-        rows = self._execute("SELECT data FROM events WHERE run = ? AND seq > ? ORDER BY seq LIMIT ?", (key, after, limit))
-        return [_decode_event(data) for (data,) in rows]
+        rows = self._rows("SELECT data FROM events WHERE run = ? AND seq > ? ORDER BY seq LIMIT ?", (key, after, limit))
+        try:
+            return [_decode_event(data) for (data,) in rows]
+        except msgspec.MsgspecError as error:
+            raise unusable(self.path, ValueError(f"malformed event: {error}")) from error
 
     def last_key(self) -> int:
         """Return the highest key in use."""
-        (key,) = self._execute("SELECT coalesce(max(key), 0) FROM runs", ()).fetchone()
+        ((key,),) = self._rows("SELECT coalesce(max(key), 0) FROM runs", ())
         return int(key)
 
     def unfinished(self) -> Iterator[tuple[str, str, float | None]]:
         """Yield (id, status, wake_at) of runs that an engine has to do with: running, pending and waiting ones."""
-        rows = self._execute(
+        rows = self._rows(
             "SELECT id, status, wake_at FROM runs WHERE status IN ('running', 'pending', 'waiting') ORDER BY key", ()
         )
         yield from rows
@@ -168,33 +175,34 @@ class Reader:
     def runs(self, where: RunFilter) -> list[Run]:
         """Return runs that match, newest first, without payloads and results."""
         sql, values = _where(where)
-        rows = self._execute(f"SELECT {_LIGHT} FROM runs{sql} ORDER BY created_at DESC, key DESC LIMIT ?", [*values, where.limit])
+        rows = self._rows(f"SELECT {_LIGHT} FROM runs{sql} ORDER BY created_at DESC, key DESC LIMIT ?", [*values, where.limit])
         return [_run_of(row) for row in rows]
 
     def children(self, parent: str) -> list[Run]:
         """Return the child runs of a run."""
-        return [_run_of(row) for row in self._execute(f"SELECT {_LIGHT} FROM runs WHERE parent = ? ORDER BY key", (parent,))]
+        return [_run_of(row) for row in self._rows(f"SELECT {_LIGHT} FROM runs WHERE parent = ? ORDER BY key", (parent,))]
 
     def dead_letters(self, limit: int) -> list[DeadLetter]:
         """Return messages that were given up, newest first."""
-        rows = self._execute("SELECT data FROM dead_letters ORDER BY died_at DESC LIMIT ?", (limit,))
+        rows = self._rows("SELECT data FROM dead_letters ORDER BY died_at DESC LIMIT ?", (limit,))
         return [_decode_letter(data) for (data,) in rows]
 
     def ended_keys(self, where: RunFilter) -> list[int]:
         """Return the keys of ended runs that match."""
         sql, values = _where(where)
         sql += " AND" if sql else " WHERE"
-        rows = self._execute(f"SELECT key FROM runs{sql} status IN ('completed', 'failed', 'cancelled')", values)
+        rows = self._rows(f"SELECT key FROM runs{sql} status IN ('completed', 'failed', 'cancelled')", values)
         return [key for (key,) in rows]
 
     def count(self, where: RunFilter) -> dict[str, int]:
         """Return how many runs match, by status."""
         sql, values = _where(where)
-        return dict(self._execute(f"SELECT status, count(*) FROM runs{sql} GROUP BY status", values).fetchall())
+        return dict(self._rows(f"SELECT status, count(*) FROM runs{sql} GROUP BY status", values))
 
-    def _execute(self, sql: str, values: Sequence[Any]) -> sqlite3.Cursor:
+    def _rows(self, sql: str, values: Sequence[Any]) -> list[Any]:
+        # Damage shows while rows are fetched, so that they are fetched here.
         try:
-            return self._connection.execute(sql, values)
+            return self._connection.execute(sql, values).fetchall()
         except sqlite3.Error as error:
             raise unusable(self.path, error) from error
 
