@@ -331,9 +331,19 @@ class Handle(Generic[R]):
         """Let running attempts finish, and hold everything else until `resume`."""
         await self._client._call(lambda orchestrator: orchestrator.pause(self.id, reason))
 
-    async def resume(self) -> None:
-        """Let a paused or parked run go on. Raises Conflict if it is neither."""
-        await self._client._call(lambda orchestrator: orchestrator.resume(self.id), again=False)
+    async def resume(self, *, budget: Money | None = None) -> None:
+        """Let a paused or parked run go on. Raises Conflict if it is neither.
+
+        Args:
+            budget: what the run may spend on models in all from now on, such as "$2"; "+$1" raises its limit by that much.
+        """
+        limit: float | None = None
+        if budget is not None:
+            text = str(budget).strip()
+            limit = dollars(text.removeprefix("+"), what=f"budget of {self.id}")
+            if text.startswith("+"):
+                limit += (await self.info()).budget_usd or 0.0
+        await self._client._call(lambda orchestrator: orchestrator.resume(self.id, budget_usd=limit), again=False)
 
     async def retry(self) -> Handle[R]:
         """Take a failed run up again from the step that failed. Raises Conflict if it has not failed."""

@@ -55,9 +55,19 @@ def pause(run: RunIds, reason: Reason = "", config: Config = None, as_json: AsJs
     _act(run, config, as_json, lambda handle: handle.pause(reason))
 
 
-def resume(run: RunIds, config: Config = None, as_json: AsJson = False) -> None:
+def resume(
+    run: RunIds,
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget", metavar="AMOUNT", help="What a run may spend in all, such as '$2', or '+$1' for that much more."
+        ),
+    ] = "",
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
     """Let paused or parked runs go on."""
-    _act(run, config, as_json, lambda handle: handle.resume())
+    _act(run, config, as_json, lambda handle: handle.resume(budget=budget or None))
 
 
 def retry(run: RunIds, config: Config = None, as_json: AsJson = False) -> None:
