@@ -48,10 +48,17 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """One server. `options` are lines of its configuration, such as appendonly="yes"."""
+    """One server.
 
-    def __init__(self, binary: Path, folder: Path, **options: Any) -> None:
-        self.binary, self.folder, self.options = binary, folder, options
+    Args:
+        binary: the program.
+        folder: its own folder, for its configuration, data and log.
+        sentinel: watch this primary as a Sentinel, instead of keeping data.
+        options: lines of its configuration, such as appendonly="yes".
+    """
+
+    def __init__(self, binary: Path, folder: Path, *, sentinel: RedisServer | None = None, **options: Any) -> None:
+        self.binary, self.folder, self.sentinel, self.options = binary, folder, sentinel, options
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,16 +74,24 @@ class RedisServer:
 
     def start(self) -> None:
         """Start, or start again on the same port and data."""
-        settings: dict[str, Any] = {"port": self.port, "bind": "127.0.0.1", "save": '""', "appendonly": "no", "dir": self.folder}
-        settings |= {name.replace("_", "-"): value for name, value in self.options.items()}
         config = self.folder / "server.conf"
-        config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
-        log = (self.folder / "server.log").open("ab")
-        with log:
-            self._process = subprocess.Popen(
-                [self.binary, config], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+        config.write_text("".join(f"{line}\n" for line in self._settings()))
+        arguments: list[str | Path] = [self.binary, config, *(["--sentinel"] if self.sentinel else [])]
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
         self.wait_until_up()
+
+    def _settings(self) -> list[str]:
+        lines = [f"port {self.port}", "bind 127.0.0.1", f"dir {self.folder}"]
+        if self.sentinel is not None:
+            return [
+                *lines,
+                f"sentinel monitor mymaster 127.0.0.1 {self.sentinel.port} 1",
+                "sentinel down-after-milliseconds mymaster 300",
+                "sentinel failover-timeout mymaster 2000",
+            ]
+        settings = {"save": '""', "appendonly": "no"} | {name.replace("_", "-"): value for name, value in self.options.items()}
+        return [*lines, *(f"{name} {value}" for name, value in settings.items())]
 
     def wait_until_up(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -138,16 +153,37 @@ def running(flavour: str, missing: Callable[[str, str], NoReturn], **options: An
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def running_cluster(flavour: str, missing: Callable[[str, str], NoReturn], nodes: int) -> Iterator[list[RedisServer]]:
+    """Run a Cluster of primaries that share the slots."""
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(running(flavour, missing, cluster_enabled="yes", cluster_port=free_port())) for _ in range(nodes)
+        ]
+        for number, server in enumerate(servers):
+            server.command("CLUSTER", "ADDSLOTSRANGE", 16384 * number // nodes, 16384 * (number + 1) // nodes - 1)
+            server.command("CLUSTER", "MEET", "127.0.0.1", servers[0].port, servers[0].options["cluster_port"])
+        deadline = time.monotonic() + START_SECONDS
+        while not all(
+            b"cluster_state:ok" in (info := server.command("CLUSTER", "INFO")) and b"known_nodes:%d" % nodes in info
+            for server in servers
+        ):
+            assert time.monotonic() < deadline, info
+            time.sleep(0.05)
+        yield servers
+
+
 async def count_everything(url: str, prefix: str) -> int:
     """Return how many keys of a prefix there are, and how many members they have together."""
     from redis.asyncio import Redis
 
     sizes = {"stream": "XLEN", "hash": "HLEN", "zset": "ZCARD", "set": "SCARD", "list": "LLEN"}
-    async with Redis.from_url(url) as client:
+    async with Redis.from_url(url, decode_responses=True) as client:
         total = 0
         async for key in client.scan_iter(match=f"{{{prefix}}}*", count=1000):
-            kind = (await client.type(key)).decode()
-            total += 1 + int(await client.execute_command(sizes[kind], key) if kind in sizes else 0)
+            kind = str(await client.type(key))
+            command: Any = client.execute_command
+            total += 1 + (int(await command(sizes[kind], key)) if kind in sizes else 0)
         return total
 
 

@@ -16,7 +16,9 @@ pytest.register_assert_rewrite(
     "ziggurat.testing.queue_policy",
 )
 
-from tests.conformance.redis_servers import RedisServer, count_everything, redis_server  # noqa: E402
+from tests.conformance.redis_servers import RedisServer, count_everything  # noqa: E402
+from tests.conformance.redis_servers import redis_server as redis_server  # noqa: E402
+from ziggurat.queues.backends import redis_streams  # noqa: E402
 from ziggurat.queues.backends.memory import MemoryQueue  # noqa: E402
 from ziggurat.queues.backends.redis_streams import RedisQueue  # noqa: E402
 from ziggurat.queues.backends.sqlite import SqliteQueue  # noqa: E402
@@ -83,8 +85,10 @@ class TestRedisQueue(QueueSuite):
     examples = 40
 
     @pytest.fixture(autouse=True)
-    def _server(self, redis_server: RedisServer) -> None:
+    def _server(self, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
         self.server = redis_server
+        # Waiting calls look by themselves now and then, in case a wake is lost. Here none may be.
+        monkeypatch.setattr(redis_streams, "GLANCE", 3600.0)
 
     def make_queue(self, options: QueueOptions) -> Queue:
         self.url = f"{self.server.url}?prefix=suite-{next(_prefixes)}"
