@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import sys
@@ -28,7 +29,7 @@ async def _victim(folder: Path, seed: int, *kill: str) -> asyncio.subprocess.Pro
 
 
 async def _expected(folder: Path, seed: int) -> dict[str, object]:
-    folder.mkdir()
+    os.mkdir(folder)
     world = World(folder, seed)
     assert await world.live()
     await world.close()

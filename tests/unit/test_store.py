@@ -135,17 +135,21 @@ async def test_a_file_that_was_cut_short_is_said_to_be_damaged(tmp_path: Path) -
     data = state.read_bytes()
     state.write_bytes(data[: 4096 * 2] + os.urandom(len(data) - 4096 * 2))
     with pytest.raises(StateUnusable) as caught:
-        engine = _engine(state)
-        try:
-            await engine.open()
-            await engine.list(RunFilter())
-        finally:
-            await engine.close()
+        await _look(state)
     _one_sentence(caught.value)
 
 
+async def _look(state: Path) -> None:
+    engine = _engine(state)
+    try:
+        await engine.open()
+        await engine.list(RunFilter())
+    finally:
+        await engine.close()
+
+
 async def test_a_folder_that_cannot_be_made_is_said_in_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "file").touch()
     with pytest.raises(StateUnusable, match="cannot be written") as caught:
         await _engine(tmp_path / "file" / "state.db").open()
     _one_sentence(caught.value)
@@ -153,13 +157,13 @@ async def test_a_folder_that_cannot_be_made_is_said_in_a_sentence(tmp_path: Path
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 async def test_a_folder_without_write_permission_is_said_in_a_sentence(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
+    os.chmod(tmp_path, 0o500)
     try:
         with pytest.raises(StateUnusable, match="permission") as caught:
             await _engine(tmp_path / "state.db").open()
         _one_sentence(caught.value)
     finally:
-        tmp_path.chmod(0o700)
+        os.chmod(tmp_path, 0o700)
 
 
 @pytest.mark.parametrize(
@@ -278,24 +282,28 @@ def test_rows_keep_a_run_as_it_is(tmp_path: Path) -> None:
     reader.close()
 
 
+async def _fill(state: Path, recorded: list[str]) -> None:
+    async with system(state) as s:
+        for i in range(500):
+            payload = Raw(p.signals.arguments.encode(([f"signal-{j}" for j in range(500)],), {}))
+            await s.engine.start(StartRequest(workflow=p.signals.name, payload=payload, id=f"run-{i}"))
+            recorded.append(f"run-{i}")
+
+
 async def test_a_disk_that_is_really_full_loses_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "small"
-    folder.mkdir()
+    os.mkdir(folder)
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     if os.geteuid() or (await (await asyncio.create_subprocess_exec(*mount)).wait()):
         pytest.skip("only root can make a small disk")
     try:
-        recorded = []
+        recorded: list[str] = []
         with pytest.raises(StateUnusable, match="disk is full") as caught:
-            async with system(folder / "state.db") as s:
-                for i in range(500):
-                    payload = Raw(p.signals.arguments.encode(([f"signal-{j}" for j in range(500)],), {}))
-                    await s.engine.start(StartRequest(workflow=p.signals.name, payload=payload, id=f"run-{i}"))
-                    recorded.append(f"run-{i}")
+            await _fill(folder / "state.db", recorded)
         _one_sentence(caught.value)
         assert recorded
         shutil.move(folder / "state.db", tmp_path / "state.db")  # To where there is space.
-        if (folder / "state.db-wal").exists():
+        if "state.db-wal" in os.listdir(folder):
             shutil.move(folder / "state.db-wal", tmp_path / "state.db-wal")
         async with system(tmp_path / "state.db") as s:
             for run in recorded:
