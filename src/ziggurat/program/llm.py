@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -150,7 +151,7 @@ async def parse(schema: type[T], prompt: Messages, *, model: str = "default", **
         _check_refusal(completion)
         try:
             if completion.finish == "length":
-                raise InvalidData("The model's answer stopped at max_tokens, before it was complete")
+                raise InvalidData("The model's answer stopped at max_tokens, before it was complete.")
             return _decode_answer(codec, completion.text, wrapped)
         except InvalidData as misfit:
             if last:
@@ -180,11 +181,12 @@ async def stream(prompt: Messages, *, model: str = "default", **options: Any) ->
         yield completion.text
         return
     attempt = current_attempt()
-    async for chunk in models().stream(asked):
-        if chunk.text:
-            if attempt is not None:
-                attempt.emit("token", msgspec.json.encode(chunk.text))
-            yield chunk.text
+    async with _closing(models().stream(asked)) as chunks:
+        async for chunk in chunks:
+            if chunk.text:
+                if attempt is not None:
+                    attempt.emit("token", msgspec.json.encode(chunk.text))
+                yield chunk.text
 
 
 async def complete(prompt: Prompt) -> Completion:
@@ -261,13 +263,24 @@ async def _collect(prompt: Prompt, show: Callable[[str, bytes], None] | None) ->
     """Stream a call, showing tokens as they come, and return the whole."""
     pieces: list[str] = []
     final = Completion(model=prompt.model)
-    async for chunk in models().stream(prompt):
-        if chunk.text:
-            pieces.append(chunk.text)
-            if show is not None:
-                show("token", msgspec.json.encode(chunk.text))
-        final = replace(final, finish=chunk.finish or final.finish, usage=chunk.usage or final.usage)
+    async with _closing(models().stream(prompt)) as chunks:
+        async for chunk in chunks:
+            if chunk.text:
+                pieces.append(chunk.text)
+                if show is not None:
+                    show("token", msgspec.json.encode(chunk.text))
+            final = replace(final, finish=chunk.finish or final.finish, usage=chunk.usage or final.usage)
     return replace(final, text="".join(pieces))
+
+
+@asynccontextmanager
+async def _closing(chunks: AsyncIterator[Chunk]) -> AsyncIterator[AsyncIterator[Chunk]]:
+    """Close a stream at once when its reader leaves it, which ends the upstream call, instead of when it is collected."""
+    try:
+        yield chunks
+    finally:
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()
 
 
 def _check_refusal(completion: Completion) -> None:

@@ -97,7 +97,8 @@ class CallRecord(Struct, frozen=True, omit_defaults=True, kw_only=True):
     #: Seconds from the request to the last byte, and to the first token.
     latency: float = 0.0
     first_token: float | None = None
-    #: "ok", or the class name of the error; "unanswered" calls may have been billed by the provider.
+    #: "ok", or the class name of the error; "unanswered" calls may have been billed by the provider; "stopped" is a stream that its
+    #: reader left.
     status: str = "ok"
 
 
