@@ -144,7 +144,7 @@ class Driver:
 
     def row(self, resident: Resident) -> tuple[Any, ...]:
         """Return the run's row, which is about to be written."""
-        resident.row_status, resident.row_wake = resident.run.status, resident.run.wake_at
+        resident.row_status, resident.row_wake, resident.row_state = resident.run.status, resident.run.wake_at, resident.run.state
         return run_row(resident.key, resident.run)
 
     # -- after the program has run ----------------------------------------------------------------------------------
@@ -250,6 +250,8 @@ class Driver:
         """Forget a run; its history brings it back when something happens to it."""
         del self.residents[resident.run.id]
         execution, resident.execution = resident.execution, None
+        if resident.run.state != resident.row_state:
+            self.write(Write(runs=[self.row(resident)]))
         if execution is not None:
             wake = min((s.retry_at for s in execution.steps.values() if s.retry_at is not None), default=None)
             if wake is not None:

@@ -34,6 +34,8 @@ class Family:
             self._start(parent, step)
         elif child.parent != parent.run.id:
             self._refuse(parent, step, f"the id {step.child!r} belongs to another run")
+        elif child.workflow != step.name:
+            self._refuse(parent, step, f"the id {step.child!r} belongs to a run of {child.workflow!r}")
         elif living is None and child.status in ENDED:
             driver.record(parent, self._event(parent, step, child))
 
@@ -66,23 +68,33 @@ class Family:
             return
         driver = self._driver
         parent = driver.resident(child.parent)
-        step = parent.step(child.parent_step) if parent is not None and not parent.finishing else None
-        if parent is None or step is None or step.settled or step.child != child.id:
+        steps = self._waiting(parent, child) if parent is not None and not parent.finishing else []
+        if parent is None or not steps:
             return
-        event = self._event(parent, step, child)
-        write.events.append(event_row(parent.key, event))
+        events = [self._event(parent, step, child) for step in steps]
+        write.events.extend([event_row(parent.key, event) for event in events])
         if parent.row_status == "waiting":
             parent.run = replace(parent.run, status="running", wake_at=None, reason="")
             write.runs.append(driver.row(parent))
-        parent.writes += 1
+        parent.writes += len(events)
         done = write.done
 
         def both() -> None:
             if done is not None:
                 done()
-            driver.recorded(parent, event, None)
+            for event in events:
+                driver.recorded(parent, event, None)
 
         write.done = both
+
+    @staticmethod
+    def _waiting(parent: Resident, child: Run) -> list[Step]:
+        """Return the steps that wait for a child: the one that started it, or, if the program gave it an id, all that named that id."""
+        step = parent.step(child.parent_step)
+        if step is not None and step.child == child.id and not step.options.id:
+            return [] if step.settled else [step]
+        execution = parent.execution
+        return [s for s in execution.steps.values() if s.child == child.id and not s.settled] if execution is not None else []
 
     def cancel_child(self, run_id: str, reason: str) -> None:
         """Ask a child run to stop, once: a parent that is replayed drops its step again, and must not disturb the clean-up."""

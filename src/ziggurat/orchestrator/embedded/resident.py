@@ -19,6 +19,7 @@ class Resident:
         "key",
         "next_seq",
         "paused",
+        "row_state",
         "row_status",
         "row_wake",
         "run",
@@ -36,7 +37,7 @@ class Resident:
         self.at = run.created_at
         #: What the row in the file says.
         self.row_status: str = run.status
-        self.row_wake = run.wake_at
+        self.row_wake, self.row_state = run.wake_at, run.state
         self.paused = run.status == "paused"
         #: The end is on the way to the disk; nothing more is recorded.
         self.finishing = False
