@@ -206,25 +206,29 @@ def test_late_events_of_dropped_steps_are_no_mismatch() -> None:
     assert [name for _, _, name in bench.asked] == ["exe.b"]
 
 
-@workflow(name="exe.patched")
-async def _before() -> str:
-    await a()
-    await signal("go")
-    return "old"
+def _versions() -> tuple[Any, Any]:
+    """Return a workflow before and after a change behind a patch."""
 
+    @workflow(name="exe.patched")
+    async def before() -> str:
+        await a()
+        await signal("go")
+        return "old"
 
-@workflow(name="exe.patched")
-async def _after() -> str:
-    await a()
-    new = patched("p")
-    if new:
-        await b()
-    await signal("go")
-    return "new" if new else "old"
+    @workflow(name="exe.patched")
+    async def after() -> str:
+        await a()
+        new = patched("p")
+        if new:
+            await b()
+        await signal("go")
+        return "new" if new else "old"
+
+    return before, after
 
 
 def test_a_new_run_takes_the_patch_and_keeps_it() -> None:
-    bench = Bench(_after)
+    bench = Bench(_versions()[1])
     bench.complete(1)
     assert [e.kind for e in bench.history] == ["run_started", "step_completed", "patched"]
     bench.replay()
@@ -232,10 +236,11 @@ def test_a_new_run_takes_the_patch_and_keeps_it() -> None:
 
 
 def test_a_run_that_is_known_to_have_passed_keeps_to_the_old_branch() -> None:
-    bench = Bench(_before)
+    before, after = _versions()
+    bench = Bench(before)
     bench.complete(1)
     bench.passed_events = 2  # The row says: it rested after event 2.
-    bench.replay(_after)
+    bench.replay(after)
     assert bench.asked == [(2, "signal", "go")]
     bench.apply("signal_received", name="go", result=Raw(b"1"))
     assert bytes(bench.finished.result or b"") == b'"old"'
@@ -262,7 +267,7 @@ def test_a_step_behind_the_patch_shows_that_it_was_passed() -> None:
 
 
 def test_a_crash_before_the_patch_is_recorded_does_not_change_the_branch() -> None:
-    bench = Bench(_after)
+    bench = Bench(_versions()[1])
     bench.complete(1)
     del bench.history[2:]  # The patch never reached the disk, and neither did anything behind it.
     bench.replay()

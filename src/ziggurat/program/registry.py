@@ -83,9 +83,9 @@ class Registry:
             if found is not None:
                 self._cache[kind, name] = weakref.ref(found)
         if found is None:
-            known = sorted(
-                n for k, n in _defined if k == kind and self._find_or_none(k, n) is not None and not n.startswith("ziggurat.")
-            )
+            # A name that is defined twice is known, too.
+            alive = {n for (k, n), entries in _defined.items() if k == kind and any(entry() is not None for entry in entries)}
+            known = sorted(n for n in alive | {n for k, n in self._pinned if k == kind} if not n.startswith("ziggurat."))
             listed = f"Known here: {', '.join(known[:10])}." if known else f"No {kind} is defined here."
             raise UnknownName(f"There is no {kind} {name!r}. {listed} Add its module to [app] modules in ziggurat.toml.")
         return found
