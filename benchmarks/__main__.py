@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
+import sys
 
 from benchmarks import report
 from benchmarks.harness import PATIENCE, say
@@ -19,16 +21,16 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", default=[], metavar="SIDE", help="leave out sides whose name does not contain this"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="repetitions of the measurements that are medians")
     parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds to wait for a quiet machine, in all")
     given = parser.parse_args()
+    # Ended politely, a benchmark ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("The benchmark was asked to stop."))
     for name in given.names or BENCHMARKS:
         if name not in BENCHMARKS:
             parser.error(f"there is no benchmark {name!r}; there are: {', '.join(BENCHMARKS)}")
         module = importlib.import_module(f"benchmarks.{name}")
         measured = module.run(
             quick=given.quick,
-            repeats=1 if given.quick else given.repeats,
             only=given.only,
             patience=0.0 if given.quick else given.patience,
         )

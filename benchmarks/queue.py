@@ -17,6 +17,8 @@ from ziggurat import __version__
 
 SIZES = {"drain": {"tasks": 5000}, "latency": {"tasks": 500}}
 QUICK = {"drain": {"tasks": 500}, "latency": {"tasks": 50}}
+#: The medians of so many measurements count.
+REPEATS = 3
 
 #: Label, module, environment under build/peers.
 SIDES = [
@@ -28,7 +30,7 @@ SIDES = [
 ]
 
 
-def run(*, quick: bool, repeats: int, only: list[str], patience: float) -> Measured:
+def run(*, quick: bool, only: list[str], patience: float) -> Measured:
     """Measure all sides, or those whose label contains one of `only`."""
     measured = Measured("queue", patience)
     measured.sizes = QUICK if quick else SIZES
@@ -41,7 +43,7 @@ def run(*, quick: bool, repeats: int, only: list[str], patience: float) -> Measu
     for label, _, environment in sides:
         measured.versions[label] = pins[label.lower()] if environment else __version__
     for workload, sizes in measured.sizes.items():
-        for _ in range(repeats):
+        for _ in range(1 if quick else REPEATS):
             for label, module, environment in sides:
                 python = install.python_of(environment) if environment else sys.executable
 

@@ -32,7 +32,6 @@ STEP_LOG = "BENCH_STEP_LOG"
 STARTED = "started"
 #: How long runs of workload D wait, in seconds.
 HOUR = 3600.0
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -47,7 +46,7 @@ class Side(ABC):
         self.folder = folder
         #: Processes of the system besides this one, by role; all are ended with the side.
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        #: What the side counts about itself, such as commits; part of the figures of A, B and C.
+        #: What the side counts about itself, such as commits; part of the figures of A and B.
         self.notes: dict[str, float] = {}
 
     @abstractmethod
@@ -102,13 +101,14 @@ class Side(ABC):
             process.wait()
 
     def memory(self) -> dict[str, float]:
-        """Return the resident memory of each process in MiB."""
-        pids = {"this": os.getpid(), **{role: process.pid for role, process in self.processes.items()}}
-        return {role: resident_mib(pid) for role, pid in pids.items()}
+        """Return the resident memory of each process and its descendants in MiB."""
+        spawned = {role: tree(process.pid) for role, process in self.processes.items()}
+        return {role: sum(map(resident_mib, pids)) for role, pids in {"this": [os.getpid()], **spawned}.items()}
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time that all processes of this side have used."""
-        return sum(cpu_seconds(pid) for pid in [os.getpid(), *(p.pid for p in self.processes.values())])
+        """Return the CPU time that all living processes of this side have used."""
+        spawned = [pid for process in self.processes.values() for pid in tree(process.pid)]
+        return sum(map(cpu_seconds, [os.getpid(), *spawned]))
 
 
 # -- the workloads ------------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ async def measure(side: Side, workload: str, sizes: dict[str, int]) -> dict[str,
             "ms_per_step": seconds * 1e3 / count,
             "cpu_us_per_step": cpu * 1e6 / count,
         }
-        return {**found, **side.notes}
+        return found if workload == "C" else {**found, **side.notes}
     finally:
         await side.close()
 
@@ -227,9 +227,16 @@ async def until_listening(port: int, process: subprocess.Popen[bytes], seconds: 
         await asyncio.sleep(0.02)
 
 
+def tree(pid: int) -> list[int]:
+    """Return a process and its descendants."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(descendant for child in children for descendant in tree(int(child)))]
+
+
 def resident_mib(pid: int) -> float:
-    """Return the resident memory of a process in MiB."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE / 2**20
+    """Return the resident memory of a process in MiB; what it shares with others counts by its part."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def cpu_seconds(pid: int) -> float:

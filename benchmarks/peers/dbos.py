@@ -104,8 +104,13 @@ class Dbos(Side):
         await (await DBOS.start_workflow_async(parallel, steps)).get_result()
 
     async def wait(self, runs: int) -> None:
-        for number in range(runs):
-            await DBOS.start_workflow_async(waiter, number)
+        at_once = asyncio.Semaphore(200)
+
+        async def start(number: int) -> None:
+            async with at_once:
+                await DBOS.start_workflow_async(waiter, number)
+
+        await asyncio.gather(*[start(number) for number in range(runs)])
 
     async def begin_slow(self, runs: int, steps: int, step_ms: int) -> subprocess.Popen[bytes]:
         await self._open_database()
