@@ -46,6 +46,8 @@ class World:
         self.options = options or EngineOptions(seed=seed, sweep=0.05, sweep_age=0.05)
         self.queue: MemoryQueue | None = None
         self.lives = 0
+        #: False when the mode itself decides how the program ends.
+        self.has_verdict = True
         self.commits = 0
         #: Steps that the history held when an engine opened, with the length of the side log at that moment.
         self.recorded: list[tuple[int, set[str]]] = []
