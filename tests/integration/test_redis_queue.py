@@ -357,6 +357,28 @@ async def test_progress_that_nobody_fetches_is_capped_and_expires(
         assert [it.offset for it in await queue.progress(100, 0.0)] == [44, 45, 46, 47, 48, 49]
 
 
+async def test_workers_that_are_gone_are_forgotten_and_those_with_leases_are_not(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_streams, "WORKER_SECONDS", 0.3)
+    monkeypatch.setattr(redis_streams, "GLANCE", 0.1)
+    async with opened(server.url, lease=600.0) as queue, administrator(server) as redis:
+        monkeypatch.setattr(redis_streams, "RECLAIM_MOST", 0.1)
+        await queue.send(messages(4))
+        for number in range(3):
+            (delivery,) = await queue.receive(["default"], 1, worker=f"gone-{number}", wait=1.0)
+            await queue.settle([(delivery, outcome_of(delivery))])
+        (held,) = await queue.receive(["default"], 1, worker="holder", wait=1.0)
+        await queue.send(messages(1))
+
+        async def only_the_holder() -> bool:
+            found = await redis.xinfo_consumers("{ziggurat}:stream:default/3/default/", "workers")
+            return [consumer["name"] for consumer in found] == [b"holder"]
+
+        await until(only_the_holder)
+        assert await queue.extend([held]) == set()
+
+
 async def test_names_with_any_characters_are_kept_apart(any_server: RedisServer) -> None:
     async with opened(any_server.url) as queue:
         names = ["a", "a/b", "a b", "ä", "a%2Fb", "{a}", "a\nb", "", ":ready"]

@@ -43,6 +43,8 @@ BATCH, BATCH_BYTES = 2_000, 8 * 1024 * 1024
 RECLAIM_MOST, RECLAIM_PART = 5.0, 6
 #: Entries that one look for ended leases visits.
 RECLAIM_BUDGET = 2_000
+#: Seconds after which the server forgets a worker that holds nothing and was not seen.
+WORKER_SECONDS = 600.0
 #: Batches of progress kept for an orchestrator that does not fetch them, and for how many seconds.
 PROGRESS_KEPT, PROGRESS_SECONDS = 2_000, 60
 #: Seconds that closing waits for calls that were given up while the server worked on them.
@@ -336,7 +338,14 @@ class RedisQueue(Queue):
 
     async def _tick(self) -> None:
         interval = min(RECLAIM_MOST, self.options.lease / RECLAIM_PART)
-        due = await self._server.run("tick", self._lease_ms, self.options.max_deliveries, ceil(interval * 1000), RECLAIM_BUDGET)
+        due = await self._server.run(
+            "tick",
+            self._lease_ms,
+            self.options.max_deliveries,
+            ceil(interval * 1000),
+            RECLAIM_BUDGET,
+            round(WORKER_SECONDS * 1000),
+        )
         now = asyncio.get_running_loop().time()
         self._next_tick = now + min(interval, GLANCE) * random.uniform(0.8, 1.0)
         self._note_due(due)

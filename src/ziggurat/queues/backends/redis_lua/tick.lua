@@ -1,7 +1,9 @@
 -- Does what is due on every queue, idle ones too: ends leases that ran out, readies delayed messages, lets rates go on. Any process may
 -- call it at any time; leases are looked at once per interval, whoever calls. Returns the ms until something is due, -1 for nothing.
--- ARGV: lease in ms, deliveries after which a message is given up, interval in ms, entries to look at in one go.
+-- ARGV: lease in ms, deliveries after which a message is given up, interval in ms, entries to look at in one go,
+-- ms after which workers that were not seen are forgotten.
 local lease, most, interval, budget = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local unseen = tonumber(ARGV[5])
 local meta = key('meta')
 local due = resume()
 for _, queue in ipairs(call('SMEMBERS', key('queues'))) do due = sooner(due, promote(queue)) end
@@ -30,12 +32,12 @@ local function reclaim(line, start)
   end
 end
 
--- Forgets workers of a line that hold nothing and have not been seen for ten minutes. (Deleting one with leases would lose them.)
+-- Forgets workers of a line that hold nothing and have not been seen for long. (Deleting one with leases would lose them.)
 local function sweep(line)
-  for _, consumer in ipairs(call('XINFO', 'CONSUMERS', stream_of(line))) do
+  for _, consumer in ipairs(call('XINFO', 'CONSUMERS', stream_of(line), GROUP)) do
     local it = {}
     for i = 1, #consumer, 2 do it[consumer[i]] = consumer[i + 1] end
-    if it.pending == 0 and it.idle > 600000 and it.name ~= READY and it.name ~= LATER then
+    if it.pending == 0 and it.idle >= unseen and it.name ~= READY and it.name ~= LATER then
       call('XGROUP', 'DELCONSUMER', stream_of(line), GROUP, it.name)
     end
   end
@@ -47,7 +49,7 @@ end
 
 -- The cursor is kept on the server, so that a pass goes on where another process left it.
 local line, start = match(call('HGET', meta, 'cursor') or '', '^(%S+) (%S+)$')
-local sweeping = math.abs(now - tonumber(call('HGET', meta, 'swept') or 0)) > 60000
+local sweeping = math.abs(now - tonumber(call('HGET', meta, 'swept') or 0)) > unseen / 10
 local from = line and '[' .. line or '-'
 while budget > 0 do
   local lines = call('ZRANGEBYLEX', key('lines'), from, '+', 'LIMIT', 0, 50)
