@@ -17,12 +17,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from msgspec import Raw
 from msgspec.structs import replace
 
-from tests.chaos.world import World
+from tests.chaos.world import World, stored_runs
 from ziggurat.errors import Conflict, UnknownName
 from ziggurat.orchestrator.embedded.engine import EmbeddedOrchestrator
 from ziggurat.queues.backends.memory import MemoryQueue
+from ziggurat.testing.generator import Generator
 
 pytestmark = pytest.mark.chaos
 
@@ -168,10 +170,14 @@ async def _crashing(world: World, strikes: Callable[[int, str, int], bool], keep
     raise AssertionError("The program does not get any further.")
 
 
+def _size(seed: int) -> int:
+    return 14 if seed % 4 else 40
+
+
 @contextlib.asynccontextmanager
 async def _world(seed: int) -> AsyncIterator[World]:
     folder = Path(tempfile.mkdtemp(prefix="ziggurat-fuzz-", dir=MEMORY))
-    world = World(folder, seed, size=14 if seed % 4 else 40)
+    world = World(folder, seed, _size(seed))
     try:
         yield world
     finally:
@@ -200,3 +206,33 @@ async def test_an_interrupted_program_ends_as_an_uninterrupted_one(seed: int, ca
             except AssertionError as error:
                 again = f"ZIGGURAT_FUZZ_SEED={seed} pytest tests/chaos/test_fuzz.py"
                 raise AssertionError(f"seed {seed}, mode {mode.__name__}; again with: {again}\n{error}") from error
+
+
+#: The operation "mail" makes ids of its run's, and a fork has another.
+FORKABLE = [seed for seed in SEEDS if "mail" not in str(Generator(seed, _size(seed)).program())]
+
+
+@pytest.mark.parametrize("seed", FORKABLE if ONE or COUNT else FORKABLE[:40])
+async def test_a_fork_from_anywhere_ends_alike(seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, logger="ziggurat.orchestrator")
+    chance = random.Random(seed)
+
+    async def fork(engine: EmbeddedOrchestrator) -> None:
+        reached = max((step.step for step in await engine.steps("root")), default=0)
+        for step in chance.sample(range(1, reached + 2), min(reached + 1, 5)):
+            forked = (await engine.fork("root", step, id=f"fork-{step}")).id
+            for name, value in world.signals:
+                with contextlib.suppress(Conflict):
+                    await engine.signal(forked, name, Raw(str(value).encode()), signal_id=name)
+            ended = await engine.wait(forked, 20.0)
+            assert (ended.status, ended.result) == (original.status, original.result), f"before step {step}: {ended.reason}"
+            history = await engine.history(forked)
+            forked_at = next(event.seq for event in history if event.kind == "run_forked")
+            settled = [e.step for e in history if e.seq < forked_at and e.kind in ("step_completed", "step_failed")]
+            kept = {f"{forked}~{ended.epoch}.{step}" for step in settled}
+            assert not kept & {line[0] for line in world.log.lines()}
+
+    async with _world(seed) as world:
+        assert await world.live()
+        original = next(run for run in stored_runs(world.state) if run.id == "root")
+        assert await world.live(instead=fork)

@@ -60,11 +60,12 @@ class World:
         fault: Callable[[int, str], bool] | None = None,
         keep_queue: bool = False,
         meanwhile: Callable[[EmbeddedOrchestrator, MemoryQueue], Coroutine[Any, Any, None]] | None = None,
+        instead: Callable[[EmbeddedOrchestrator], Coroutine[Any, Any, None]] | None = None,
     ) -> bool:
         """Open the engine and go on until every run has ended, or the fault strikes. Returns whether all have ended.
 
         `fault(n, when)` is asked at the n-th commit of this life, "before" and "after" it; when it says yes, the commit fails.
-        `meanwhile` runs beside; when it returns, the life ends in order.
+        `meanwhile` runs beside; when it returns, the life ends in order. `instead` is what the life is for, if not for the program.
         """
         self.lives += 1
         if self.queue is None or not keep_queue:
@@ -88,13 +89,14 @@ class World:
 
         writer.fault = strike
         working = asyncio.create_task(worker.run())
-        waiting = asyncio.create_task(self._finish(engine))
+        waiting = asyncio.create_task((instead or self._finish)(engine))
         disturbing = asyncio.create_task(meanwhile(engine, self.queue)) if meanwhile is not None else None
         try:
             async with asyncio.timeout(LIFE_LIMIT):
                 await asyncio.wait([task for task in (waiting, disturbing) if task], return_when=asyncio.FIRST_COMPLETED)
-                if waiting.done():
-                    waiting.result()
+                for task in (waiting, disturbing):
+                    if task is not None and task.done():
+                        task.result()
         except LayerUnreachable:
             pass
         except TimeoutError:

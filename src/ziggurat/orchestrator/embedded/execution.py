@@ -235,6 +235,9 @@ class Execution(RunContext):
         """Free the program without letting it act. The history has all that is needed to build it again."""
         self.loop.discard()
         self._main = None
+        for step in self.steps.values():
+            step.future = step.timer = None
+        self.steps, self._waiters = {}, {}
 
     def come_late(self, event: Event) -> None:
         """Take in an event that reached the disk after the one with which the program ended: a next generation must not lose it."""
@@ -369,8 +372,7 @@ class Execution(RunContext):
     def _begin(self, event: Event) -> None:
         if event.result is not None:
             self._signal_ids = dict.fromkeys(msgspec.json.decode(event.result, type=list[str]))
-        context = contextvars.Context()
-        context.run(enter_run, self)
+        (context := contextvars.Context()).run(enter_run, self)
         self._main = self.loop.create_task(self._run_workflow(), name=self.run.id, context=context)
 
     async def _run_workflow(self) -> bytes:

@@ -151,19 +151,27 @@ class RunLoop(asyncio.AbstractEventLoop):
             self.create_task(generator.aclose())
 
     def discard(self) -> None:
-        """Close all coroutines without letting them act: nothing that their `finally` blocks ask for is done."""
+        """Close all coroutines without letting them act: nothing that their `finally` blocks ask for is done.
+
+        Cycles are undone as far as they are known, so that a run that leaves memory leaves it now: with 10,000 runs in memory, one
+        collection by the garbage collector stops everything for a quarter of a second.
+        """
         self.closing = True
         outer = self.enter()
         try:
             # Closing one may create others; those have not begun, so closing them runs no code.
             while self.tasks:
                 task, context = self.tasks.popitem()
-                coro = task.get_coro()
+                coro, awaited = task.get_coro(), getattr(task, "_fut_waiter", None)
                 if context is not None and coro is not None:
                     context.run(_close, coro)
+                # A future and the task that awaits it hold each other. Nothing is called back any more, so this only parts them.
+                if isinstance(awaited, RunFuture):
+                    awaited.cancel()
         finally:
             self.leave(outer)
             self._ready.clear()
+            self._start_timer = self._stop_timer = _ignore
 
     def next_number(self) -> int:
         """Return the next number to hash by."""
@@ -249,6 +257,10 @@ class RunLoop(asyncio.AbstractEventLoop):
 
     async def shutdown_asyncgens(self) -> None:
         return None
+
+
+def _ignore(timer: RunTimer) -> None:
+    """What a loop that is discarded does about timers; its owner's methods would keep the owner."""
 
 
 def _close(coro: Any) -> None:

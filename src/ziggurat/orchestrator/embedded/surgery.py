@@ -64,7 +64,8 @@ def fork_events(events: Sequence[Event], step: int, asked: int | None = None) ->
     kept: list[Event] = []
     for event in events:
         if event.kind == "patched":
-            keep = event.seq <= asked
+            # Its place says when it was written down, not when it was decided, and a patch that is never reached changes nothing.
+            keep = True
         elif event.kind in INFORMATIVE:
             keep = event.kind == "attempt_failed" and 0 < event.step < step
         elif event.step:
@@ -73,7 +74,7 @@ def fork_events(events: Sequence[Event], step: int, asked: int | None = None) ->
             keep = event.seq <= asked and event.kind != "cancel_requested"
         if keep:
             # What the prefix consumed was paid by the run that it came from.
-            kept.append(replace(event, usage=None, calls=[]))
+            kept.append(replace(event, usage=None, calls=[], result=event.result if event.kind != "run_started" else None))
     return kept
 
 

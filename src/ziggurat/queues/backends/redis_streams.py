@@ -2,7 +2,7 @@
 
 Messages wait on one stream per lane, read by one consumer group; every verb is one Lua script, and so one round trip for a batch and one
 atomic step: a fence is checked in the same breath as what it guards. `redis_lua/common.lua` explains keys and states, and
-docs/decisions/redis-queue.md why it is built so.
+docs/decisions/0008-the-redis-queue-is-scripts-over-streams.md why it is built so.
 
     send ─▶ stream ─XREADGROUP─▶ pending under the worker ─settle─▶ outcome stream ─ack_outcomes─▶ gone
               ▲                        │
