@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -33,6 +34,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(SCRUBBED_PREFIXES) and name not in KEPT:
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _heard_logs() -> None:
+    """Loggers of ours speak: the import linter configures logging when it runs, and that disables all loggers that exist."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("ziggurat") and isinstance(logger, logging.Logger):
+            logger.disabled = False
 
 
 @pytest.fixture(autouse=True)
