@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from ziggurat.assembly import Attachment, Mode, attach
 from ziggurat.codec import Codec
@@ -116,7 +116,7 @@ class Client:
     async def start_with(
         self,
         workflow: Workflow[..., R] | str,
-        input: Any,
+        input: Any = UNSET,
         *,
         id: str = "",
         tags: Mapping[str, str] | None = None,
@@ -125,10 +125,12 @@ class Client:
     ) -> Handle[R]:
         """Start a run with input as a person gives it: a JSON object keyed by parameter, or one model's own fields.
 
+        Without input, a run of that id that exists is returned as it is; a new one starts with no arguments.
         Otherwise as `start`.
         """
         definition = self._definition(workflow)
-        return await self._start(definition, definition.arguments.encode_input(input), id, tags, priority, budget)
+        payload = b"{}" if input is UNSET else definition.arguments.encode_input(input)
+        return await self._start(definition, payload, id, tags, priority, budget)
 
     async def run(self, workflow: Workflow[..., R] | str, *args: Any, **kwargs: Any) -> R:
         """Start a run, wait for it, and return its result. Takes what `start` takes; raises what it and `Handle.result` raise."""

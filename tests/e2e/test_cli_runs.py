@@ -128,7 +128,16 @@ def test_the_same_id_runs_once_and_prints_its_result_again(shop: Project) -> Non
     again = shop.ok("run", "shop:add", "-i", '{"a": 100}', "--id", "one")
     assert again.out == "3\n"
     assert "step" not in again.err
+    assert shop.ok("run", "shop:add", "--id", "one").out == "3\n", "the id says it all; the input need not be repeated"
     assert len(shop.ok("list", "--json").json) == 1
+
+
+def test_a_new_run_without_the_input_that_it_needs_is_refused(shop: Project) -> None:
+    for command in ("run", "start"):
+        refused = shop.run(command, "shop:add", "--id", "none")
+        assert refused.code == 2
+        assert "a: field required" in refused.error
+    assert shop.ok("list", "--json").json == []
 
 
 def test_a_failed_run_exits_with_1_and_is_taken_up_after_mending(shop: Project) -> None:

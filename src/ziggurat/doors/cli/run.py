@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import UNSET
 
 from ziggurat.doors.cli.common import (
     INTERRUPTED,
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
     from ziggurat.records import Run
 
 Input = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--input",
         "-i",
         metavar="JSON",
-        help="A JSON object whose keys are the workflow's parameters; @file reads it, - takes stdin.",
+        help="A JSON object whose keys are the workflow's parameters; @file reads it, - takes stdin. Not needed for a run that exists.",
     ),
 ]
 Id = Annotated[str, typer.Option("--id", metavar="ID", help="Names the run; starting an id twice starts once.")]
@@ -46,7 +47,7 @@ Budget = Annotated[str | None, typer.Option("--budget", metavar="USD", help="Wha
 
 def run(
     workflow: WorkflowRef,
-    input: Input = "{}",
+    input: Input = None,
     id: Id = "",
     tag: Tags = None,
     priority: Priority = None,
@@ -59,7 +60,7 @@ def run(
     With the id of an unfinished run it resumes and watches that one; with the id of a finished one it prints its result.
     """
     options: dict[str, Any] = {"id": id, "tags": read_tags(tag), "priority": priority, "budget": budget}
-    value = read_json(input, "The JSON of --input")
+    value = UNSET if input is None else read_json(input, "The JSON of --input")
 
     async def main() -> int:
         async with client_of(config, "host") as client:
@@ -82,7 +83,7 @@ def watch(run: RunId, config: Config = None, as_json: AsJson = False) -> None:
 
 def start(
     workflow: WorkflowRef,
-    input: Input = "{}",
+    input: Input = None,
     id: Id = "",
     tag: Tags = None,
     priority: Priority = None,
@@ -92,7 +93,7 @@ def start(
 ) -> None:
     """Start a run and print its id at once. Whatever process runs the system drives it."""
     options: dict[str, Any] = {"id": id, "tags": read_tags(tag), "priority": priority, "budget": budget}
-    value = read_json(input, "The JSON of --input")
+    value = UNSET if input is None else read_json(input, "The JSON of --input")
 
     async def main() -> None:
         async with client_of(config, "control") as client:
