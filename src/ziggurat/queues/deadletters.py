@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from ziggurat.records import WIRE_VERSION, ErrorInfo, Message, Outcome
+from ziggurat.records import WIRE_VERSION, ErrorInfo, Message, Outcome, outcome_of
 
 
 def lease_ran_out(deliveries: int, worker: str) -> str:
@@ -29,20 +29,8 @@ def process_died(times: int) -> str:
 
 def dead_outcome(message: Message, reason: str, *, worker: str, heartbeat: Raw | None, at: float) -> Outcome:
     """Return the outcome that tells the orchestrator that the queue gave a message up. `at` is seconds since the epoch."""
-    return Outcome(
-        message=message.id,
-        task=message.task,
-        status="dead",
-        run=message.run,
-        generation=message.generation,
-        step=message.step,
-        attempt=message.attempt,
-        error=ErrorInfo(type="ziggurat.errors.DeadLettered", message=reason, retryable=False),
-        heartbeat=heartbeat,
-        worker=worker,
-        sent_at=message.sent_at,
-        ended_at=at,
-    )
+    error = ErrorInfo(type="ziggurat.errors.DeadLettered", message=reason, retryable=False)
+    return outcome_of(message, "dead", error=error, heartbeat=heartbeat, worker=worker, ended_at=at)
 
 
 def unreadable(body: bytes) -> str:

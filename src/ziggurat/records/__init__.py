@@ -51,6 +51,7 @@ from ziggurat.records.work import (
     Progress,
     Rate,
     message_id,
+    outcome_of,
 )
 
 __all__ = [
@@ -91,4 +92,5 @@ __all__ = [
     "Usage",
     "encode",
     "message_id",
+    "outcome_of",
 ]

@@ -114,6 +114,21 @@ class Outcome(Struct, frozen=True, omit_defaults=True, kw_only=True):
     version: int = WIRE_VERSION
 
 
+def outcome_of(message: Message, status: OutcomeStatus, **fields: Any) -> Outcome:
+    """Return what an attempt of a message came to; `fields` are the rest of the outcome's."""
+    return Outcome(
+        message=message.id,
+        task=message.task,
+        status=status,
+        run=message.run,
+        generation=message.generation,
+        step=message.step,
+        attempt=message.attempt,
+        sent_at=message.sent_at,
+        **fields,
+    )
+
+
 class Progress(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Something to watch while a run goes on: a heartbeat, a token, a number. Never in the history; may be lost."""
 

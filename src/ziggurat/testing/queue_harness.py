@@ -13,6 +13,7 @@ from msgspec import Raw
 
 from ziggurat.queues.interface import Queue, QueueOptions
 from ziggurat.records import Delivery, Depth, Lane, Message, Outcome, OutcomeStatus
+from ziggurat.records import outcome_of as outcome_of_message
 
 #: A lease that no test outlives.
 LONG = 600.0
@@ -166,18 +167,7 @@ def messages(number: int, **fields: Any) -> list[Message]:
 
 def outcome_of(delivery: Delivery, status: OutcomeStatus = "completed") -> Outcome:
     """Return what a worker reports that finished a delivery."""
-    it = delivery.message
-    return Outcome(
-        message=it.id,
-        task=it.task,
-        status=status,
-        run=it.run,
-        generation=it.generation,
-        step=it.step,
-        attempt=it.attempt,
-        result=Raw(b'{"done":true}'),
-        worker=delivery.worker,
-    )
+    return outcome_of_message(delivery.message, status, result=Raw(b'{"done":true}'), worker=delivery.worker)
 
 
 def ids(deliveries: Iterable[Delivery]) -> list[str]:

@@ -22,7 +22,7 @@ from ziggurat.errors import ContinueAsNew
 from ziggurat.program.context import AttemptContext, TaskInfo
 from ziggurat.program.failures import describe
 from ziggurat.program.options import Retry, type_name
-from ziggurat.records import CallRecord, Delivery, ErrorInfo, Outcome, OutcomeStatus, Progress
+from ziggurat.records import CallRecord, Delivery, ErrorInfo, Outcome, OutcomeStatus, Progress, outcome_of
 
 #: Why an attempt is made to end early. "cancel" and "timeout" have an outcome of that name. "lost": the lease is someone else's, so
 #: the outcome would be refused. "drain": the worker ends, and the message goes back unharmed.
@@ -143,20 +143,14 @@ class Attempt(AttemptContext):
         heartbeat: Raw | None = None
         if status != "completed":
             heartbeat = Raw(self.details) if self.details is not None else self.last_heartbeat()
-        return Outcome(
-            message=message.id,
-            task=message.task,
-            status=status,
-            run=message.run,
-            generation=message.generation,
-            step=message.step,
-            attempt=message.attempt,
+        return outcome_of(
+            message,
+            status,
             result=result,
             error=error,
             calls=self.calls.copy(),
             heartbeat=heartbeat,
             worker=self.worker,
-            sent_at=message.sent_at,
             started_at=self.started_at,
             ended_at=self._clock.time(),
         )

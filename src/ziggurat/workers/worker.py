@@ -477,18 +477,4 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 def _without_payload(outcome: Outcome, error: ErrorInfo) -> Outcome:
     """Return a failed outcome in place of one that the queue cannot carry; what was paid for stays on it."""
-    return Outcome(
-        message=outcome.message,
-        task=outcome.task,
-        status="failed",
-        run=outcome.run,
-        generation=outcome.generation,
-        step=outcome.step,
-        attempt=outcome.attempt,
-        error=error,
-        calls=outcome.calls,
-        worker=outcome.worker,
-        sent_at=outcome.sent_at,
-        started_at=outcome.started_at,
-        ended_at=outcome.ended_at,
-    )
+    return replace(outcome, status="failed", result=None, heartbeat=None, error=error)
