@@ -280,16 +280,22 @@ class Driver:
         self.residents[run.id] = resident
         current = current_generation(events)
         resident.run = replace(run, usage=total_usage(run.carried, current))
-        try:
-            self.build(resident, current)
-        except Mismatch as mismatch:
-            self.park(resident, _mismatch_text(run, mismatch))
+        if not self._bring_up(resident, current):
             return None
+        return resident if self.residents.get(run.id) is resident else None
+
+    def _bring_up(self, resident: Resident, events: list[Event]) -> bool:
+        """Build the program from its history and go on with it; returns False if the run had to be parked instead."""
+        try:
+            self.build(resident, events)
+        except Mismatch as mismatch:
+            self.park(resident, _mismatch_text(resident.run, mismatch))
         except ZigguratError as error:
             self.park(resident, str(error))
-            return None
-        self.harvest(resident)
-        return resident if self.residents.get(run.id) is resident else None
+        else:
+            self.harvest(resident)
+            return True
+        return False
 
     def build(self, resident: Resident, events: list[Event]) -> None:
         """Make the execution and replay these events into it. Raises Mismatch, UnknownName, DefinitionError."""
@@ -333,14 +339,9 @@ class Driver:
 
     def _begin(self, resident: Resident, event: Event) -> None:
         resident.writes -= 1
-        try:
-            self.build(resident, [event])
-        except (Mismatch, ZigguratError) as error:
-            self.park(resident, str(error))
-            return
         if self.watchers:
             self.watchers.event(resident.run, event)
-        self.harvest(resident)
+        self._bring_up(resident, [event])
 
     def go_on(self, resident: Resident) -> None:
         """Let a run that was paused ask for what it held back."""
@@ -446,12 +447,7 @@ class Driver:
 
     def _continued(self, resident: Resident, events: list[Event]) -> None:
         resident.writes -= 1
-        try:
-            self.build(resident, events[1:])
-        except (Mismatch, ZigguratError) as error:
-            self.park(resident, str(error))
-            return
-        self.harvest(resident)
+        self._bring_up(resident, events[1:])
 
     def park(self, resident: Resident, reason: str) -> None:
         """Stop a run that cannot go on as things are, and say why. Its history is untouched; `resume` tries again."""

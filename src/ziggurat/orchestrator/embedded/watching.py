@@ -22,7 +22,6 @@ class Watcher:
     def __init__(self) -> None:
         self._events: deque[RunEvent] = deque()
         self._wake: asyncio.Future[None] | None = None
-        self._dropped = 0
 
     def put(self, event: RunEvent) -> None:
         """Add an event."""
