@@ -21,6 +21,7 @@ from ziggurat.errors import ConfigurationError
 from ziggurat.orchestrator.control import ControlServer, socket_path
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.program.llm import use_models
+from ziggurat.program.registry import definitions_made
 from ziggurat.queues.interface import Queue
 from ziggurat.settings import Settings, WorkerSettings
 from ziggurat.workers.options import WorkerOptions
@@ -70,6 +71,8 @@ class System:
         self.orchestrator: Orchestrator | None = None
         self.control: ControlServer | None = None
         self.pools: list[Pool | ScaledPool] = []
+        #: How many definitions there were when the pools last looked for queues that tasks name.
+        self._served = -1
 
     @property
     def registry(self) -> AppRegistry:
@@ -152,8 +155,11 @@ class System:
 
     def serve_named_queues(self) -> None:
         """Let pools with "*" serve the queues of tasks that were defined since the system opened."""
-        for pool in self.pools:
-            pool.serve_named()
+        made = definitions_made()
+        if made != self._served:
+            self._served = made
+            for pool in self.pools:
+                pool.serve_named()
 
     def workers(self) -> list[Worker]:
         """Return the workers that run in this process."""

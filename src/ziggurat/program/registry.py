@@ -20,6 +20,11 @@ _defined: dict[tuple[str, str], list[weakref.ref[Any]]] = {}
 _version = 0
 
 
+def definitions_made() -> int:
+    """Return how many definitions were made in this process, so that whoever looked through them knows when to look again."""
+    return _version
+
+
 def define(definition: Any) -> None:
     """Note a definition. A module that is loaded again replaces its own earlier definition of that name."""
     global _version
@@ -48,8 +53,10 @@ class Registry:
 
     def add(self, definition: Any) -> None:
         """Prefer this definition for its name."""
-        self._pinned[definition.kind, definition.name] = definition
-        self._cache.clear()
+        key = (definition.kind, definition.name)
+        if self._pinned.get(key) is not definition:
+            self._pinned[key] = definition
+            self._cache.clear()
 
     def task(self, name: str) -> Any:
         """Return the task of that name. Raises UnknownName."""
