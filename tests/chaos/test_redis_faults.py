@@ -10,19 +10,19 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec import Raw
 
-from tests.conformance.redis_servers import FLAVOURS, REDIS_7, REDIS_8, RedisServer, free_port, running
+from tests.conformance.redis_servers import FLAVOURS, REDIS_7, REDIS_8, RedisServer, free_port, opened_queue, running
 from tests.conftest import missing_service
 from ziggurat.errors import QueueUnavailable
 from ziggurat.queues.backends.redis_streams import RedisQueue
-from ziggurat.queues.interface import QueueOptions
 from ziggurat.records import Delivery, Depth, Message
 from ziggurat.testing.queue_harness import QUEUE, ids, message, messages, outcome_of
 
@@ -35,14 +35,8 @@ SEEDS = range(1, 1 + int(os.environ.get("ZIGGURAT_CHAOS_SEEDS") or 2))
 LIMIT = 90.0
 
 
-@asynccontextmanager
-async def opened(url: str, *, patience: float = 30.0, **options: Any) -> AsyncIterator[RedisQueue]:
-    queue = RedisQueue(url, QueueOptions(**options), patience=patience)
-    await queue.open()
-    try:
-        yield queue
-    finally:
-        await queue.close()
+#: Faults take their time to pass.
+opened = partial(opened_queue, patience=30.0)
 
 
 @pytest.fixture(params=FLAVOURS)

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +21,9 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.conftest import missing_service
+from ziggurat.clock import Clock
+from ziggurat.queues.backends.redis_streams import RedisQueue
+from ziggurat.queues.interface import QueueOptions
 
 REDIS_7, REDIS_8, VALKEY = "redis-7.0", "redis-8.2", "valkey-9.1"
 FLAVOURS = (REDIS_8, VALKEY, REDIS_7)
@@ -192,3 +195,16 @@ def redis_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A server of each flavour, shared by the tests of a module."""
     with running(request.param, missing_service) as server:
         yield server
+
+
+@contextlib.asynccontextmanager
+async def opened_queue(
+    url: str, *, patience: float = 5.0, clock: Clock | None = None, **options: Any
+) -> AsyncIterator[RedisQueue]:
+    """An open queue on a server; `options` are those of QueueOptions."""
+    queue = RedisQueue(url, QueueOptions(**options), patience=patience, clock=clock)
+    await queue.open()
+    try:
+        yield queue
+    finally:
+        await queue.close()

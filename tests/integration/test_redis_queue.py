@@ -6,8 +6,8 @@ import asyncio
 import inspect
 import subprocess
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +27,14 @@ from tests.conformance.redis_servers import (
     running,
     running_cluster,
 )
+from tests.conformance.redis_servers import opened_queue as opened
 from tests.conftest import missing_service
-from ziggurat.clock import Clock, SystemClock
+from ziggurat.clock import SystemClock
 from ziggurat.errors import QueueUnavailable
 from ziggurat.queues.backends import redis_streams
 from ziggurat.queues.backends.redis_streams import RedisQueue
-from ziggurat.queues.interface import QueueOptions
 from ziggurat.records import WIRE_VERSION, Delivery, Message, Outcome, Progress, encode
 from ziggurat.testing.queue_harness import ids, message, messages, outcome_of
-
-
-@asynccontextmanager
-async def opened(url: str, *, patience: float = 5.0, clock: Clock | None = None, **options: Any) -> AsyncIterator[RedisQueue]:
-    queue = RedisQueue(url, QueueOptions(**options), patience=patience, clock=clock)
-    await queue.open()
-    try:
-        yield queue
-    finally:
-        await queue.close()
 
 
 @pytest.fixture(params=FLAVOURS)

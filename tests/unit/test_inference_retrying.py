@@ -322,7 +322,6 @@ def test_what_is_free_is_free_unless_it_is_priced() -> None:
 
 
 def test_a_price_library_prices_what_it_knows() -> None:
-    pytest.importorskip("genai_prices")
     openai = EndpointConfig(name="openai", base_url="https://api.openai.com/v1")
     found = tariff(openai, "gpt-4o-mini")
     assert found.version.startswith("genai-prices-")
