@@ -8,8 +8,7 @@ from typing import Any, cast
 from ziggurat import codec
 from ziggurat.assembly.endpoints import build_models
 from ziggurat.program.llm import ModelCaller, use_models
-from ziggurat.settings import Secret, Settings, load_settings
-from ziggurat.settings.table import InferenceSettings
+from ziggurat.settings import InferenceSettings, Secret, Settings, load_settings
 
 
 def script_models() -> ModelCaller:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from ziggurat.settings.reading import load_settings, local_settings
-from ziggurat.settings.reference import settings_reference
-from ziggurat.settings.table import (
-    FILE_NAME,
+from ziggurat.settings.inference import (
     CapabilitySettings,
     EndpointSettings,
+    InferenceSettings,
     LimitSettings,
     ModelSettings,
     PriceSettings,
-    Secret,
-    Settings,
     TimeoutSettings,
-    WorkerSettings,
 )
+from ziggurat.settings.reading import load_settings, local_settings
+from ziggurat.settings.reference import settings_reference
+from ziggurat.settings.table import FILE_NAME, Settings, WorkerSettings
+from ziggurat.settings.types import Secret
 
 __all__ = [
     "FILE_NAME",
     "CapabilitySettings",
     "EndpointSettings",
+    "InferenceSettings",
     "LimitSettings",
     "ModelSettings",
     "PriceSettings",

@@ -13,26 +13,16 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, ValidationError
 
 from ziggurat.errors import SettingsError
-from ziggurat.settings.table import (
+from ziggurat.settings.inference import (
     BUILT_IN_ALIASES,
     BUILT_IN_ENDPOINTS,
-    FILE_NAME,
-    FILE_VARIABLE,
     LOCAL_ROUTE,
-    PREFIX,
-    VARIABLE,
     EndpointSettings,
     ModelSettings,
-    Secret,
-    Section,
-    Settings,
-    WorkerSettings,
-    did_you_mean,
-    leaves,
     local_endpoint,
-    model_of,
-    value_type,
 )
+from ziggurat.settings.table import FILE_NAME, FILE_VARIABLE, PREFIX, Settings, WorkerSettings, leaves, model_of, value_type
+from ziggurat.settings.types import VARIABLE, Secret, Section, did_you_mean
 
 # -- reading --------------------------------------------------------------------------------------------------------
 

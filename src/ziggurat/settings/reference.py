@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, get_origin
 
-from ziggurat.settings.table import FILE_NAME, FILE_VARIABLE, PREFIX, Settings, Shown, leaves, model_of, value_type
+from ziggurat.settings.table import FILE_NAME, FILE_VARIABLE, PREFIX, Settings, leaves, model_of, value_type
+from ziggurat.settings.types import Shown
 
 _PLACEHOLDERS = {"models": "ALIAS", "prices": "MODEL"}
 

@@ -1,0 +1,105 @@
+"""The settings of layer 4: endpoints that serve models, and the aliases that programs name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from ziggurat.settings.types import (
+    Dollars,
+    EndpointKind,
+    PlainOrSecret,
+    Positive,
+    Seconds,
+    SecretValue,
+    Section,
+    endpoint_url,
+    headers_without_secrets,
+    routes_well_formed,
+)
+
+
+class LimitSettings(Section):
+    """What an endpoint allows, shared by all workers."""
+
+    requests_per_minute: Positive | None = Field(None, description="Calls that may start in a minute.")
+    tokens_per_minute: Positive | None = Field(None, description="Input and output tokens in a minute.")
+    concurrency: Positive | None = Field(None, description="Calls under way at a time.")
+
+
+class TimeoutSettings(Section):
+    """How long to wait for an endpoint."""
+
+    connect: Seconds = Field(10.0, description="Until the connection stands.")
+    first_token: Seconds = Field(120.0, description="Until the first data, however many keep-alives come.")
+    idle: Seconds = Field(60.0, description="Between two pieces of a stream.")
+    total: Seconds = Field(600.0, description="For one call as a whole.")
+
+
+class PriceSettings(Section):
+    """What a model costs, in US dollars for a million tokens."""
+
+    input: Dollars = Field(0.0, description="Input tokens.")
+    output: Dollars = Field(0.0, description="Output tokens.")
+    cached: Dollars | None = Field(None, description="Input tokens that the endpoint had cached; the input price by default.")
+
+
+class CapabilitySettings(Section):
+    """What a model can do, where the built-in table is wrong or silent."""
+
+    json_schema: bool | None = Field(None, description="It can be held to a JSON schema.")
+    tools: bool | None = Field(None, description="It can ask for tools.")
+    context: Positive | None = Field(None, description="Tokens that input and output may have together.")
+
+
+class EndpointSettings(Section):
+    """Layer 4: a place that serves models."""
+
+    kind: EndpointKind = Field(
+        "openai", description="How to speak with it: the OpenAI protocol, llama.cpp in process, or a script."
+    )
+    base_url: Annotated[str, AfterValidator(endpoint_url)] = Field("", description="The URL before /chat/completions.")
+    api_key: SecretValue | None = Field(None, description="The variable that holds the key.")
+    headers: Annotated[dict[str, PlainOrSecret], AfterValidator(headers_without_secrets)] = Field(
+        {}, description="Headers sent with every call."
+    )
+    limits: LimitSettings = Field(LimitSettings(), description="What the endpoint allows, shared by all workers.")
+    timeouts: TimeoutSettings = Field(TimeoutSettings(), description="How long to wait for it.")
+    prices: dict[str, PriceSettings] = Field({}, description="What its models cost, by their upstream names.")
+    options: dict[str, Any] = Field({}, description="What only its kind knows; see the page of that kind.")
+
+
+class ModelSettings(Section):
+    """Layer 4: an alias that programs name, and where it is served."""
+
+    routes: Annotated[list[str], AfterValidator(routes_well_formed)] = Field(
+        min_length=1, description='Where it is served, best first: "endpoint:upstream model".'
+    )
+    capabilities: CapabilitySettings = Field(
+        CapabilitySettings(), description="What it can do, where the built-in table is wrong."
+    )
+    prices: PriceSettings | None = Field(None, description="What it costs, on every route.")
+
+
+def local_endpoint() -> dict[str, EndpointSettings]:
+    return {"local": EndpointSettings(kind="local")}
+
+
+class InferenceSettings(Section):
+    """Layer 4: models. The endpoint "local" always exists; "gmi" and "openai" do where GMI_API_KEY and OPENAI_API_KEY are set."""
+
+    endpoints: dict[str, EndpointSettings] = Field({}, description="Places that serve models, by name.")
+    models: dict[str, ModelSettings] = Field(
+        {}, description='Aliases, by name; "default" and "fast" mean the local model unless named.'
+    )
+
+
+#: What exists without being written: endpoints by the variable that makes them exist, and aliases.
+BUILT_IN_ENDPOINTS: Mapping[str, tuple[str, str]] = {
+    "gmi": ("GMI_API_KEY", "https://api.gmi-serving.com/v1"),
+    "openai": ("OPENAI_API_KEY", "https://api.openai.com/v1"),
+}
+BUILT_IN_ALIASES = ("default", "fast")
+LOCAL_ROUTE = "local:smollm2"
