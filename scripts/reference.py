@@ -19,6 +19,7 @@ import typer
 import ziggurat
 from ziggurat import errors
 from ziggurat.settings import settings_reference
+from ziggurat.telemetry.catalogue import metrics_reference
 
 DOCS = Path(__file__).parent.parent / "docs"
 SETTINGS_PAGE = "reference/settings.md"
@@ -164,9 +165,14 @@ def _row(parameter: Any) -> str:
 
 
 #: The name of a generated part, and what makes it.
-GENERATORS: dict[str, Callable[[], str]] = {"commands": command_line, "errors": error_tree, "names": public_names}
+GENERATORS: dict[str, Callable[[], str]] = {
+    "commands": command_line,
+    "errors": error_tree,
+    "metrics": metrics_reference,
+    "names": public_names,
+}
 #: Pages that are generated, in part or as a whole, relative to docs/.
-PAGES = ("reference/cli.md", "reference/errors.md", "reference/program-model.md", SETTINGS_PAGE)
+PAGES = ("reference/cli.md", "reference/errors.md", "reference/metrics.md", "reference/program-model.md", SETTINGS_PAGE)
 
 
 def main() -> int:

@@ -172,9 +172,9 @@ async def test_the_health_server_tells_the_living_from_the_draining(tmp_path: Pa
             await queue.send([order("add", a=1, b=2), order("fail", kind="value")])
             await outcomes(queue, 2)
             metrics = (await get("/metrics"))[1]
-            assert 'ziggurat_worker_attempts_ended_total{worker="w-9",status="completed"} 1' in metrics
-            assert 'ziggurat_worker_attempts_ended_total{worker="w-9",status="failed"} 1' in metrics
-            assert 'ziggurat_worker_slots{worker="w-9"} 64' in metrics
+            assert 'ziggurat_worker_attempts_ended_total{task="suite.add",status="completed"} 1' in metrics
+            assert 'ziggurat_worker_attempts_ended_total{task="suite.fail",status="failed"} 1' in metrics
+            assert 'ziggurat_worker_slots{pool="default"} 64' in metrics
             await queue.send([order("hold_file", path=str(tmp_path / "a"))])
             await until((tmp_path / "a.in").exists)
             worker.terminate()

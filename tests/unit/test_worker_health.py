@@ -41,15 +41,6 @@ async def test_a_process_without_workers_is_not_ready() -> None:
     assert Health(list, FakeClock()).ready() == (False, {"busy": 0, "reasons": ["No worker runs in this process."]})
 
 
-async def test_metrics_escape_what_names_hold() -> None:
-    clock = FakeClock()
-    text = Health(lambda: [made(clock, 'a"b\\c\nd')], clock).metrics()
-    assert 'ziggurat_worker_slots{worker="a\\"b\\\\c\\nd"} 64' in text
-    assert "# TYPE ziggurat_worker_attempts_ended_total counter" in text
-    for line in text.splitlines():
-        assert line.startswith(("# HELP ", "# TYPE ", "ziggurat_worker_"))
-
-
 async def test_the_server_answers_while_the_workers_loop_is_taken() -> None:
     clock = SystemClock()
     worker = made(clock)

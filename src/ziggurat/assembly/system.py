@@ -250,6 +250,7 @@ class Pool:
         self._served |= queues
         ceiling = wanted.memory_ceiling or 0
         options = WorkerOptions(
+            pool=self.name,
             queues=tuple(sorted(queues)),
             region=wanted.region,
             concurrency=wanted.concurrency,

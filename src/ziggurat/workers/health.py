@@ -2,7 +2,7 @@
 
     /healthz   200 while the last successful poll of the queue is young enough, else 503: restart this process
     /readyz    200 while it takes work, else 503 with the reason
-    /metrics   Prometheus text format 0.0.4
+    /metrics   every metric of this process, in the Prometheus text format 0.0.4 (docs/reference/metrics.md)
 
 A process that is alive but no longer hears its queue looks healthy to everything except the age of its last poll.
 """
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ziggurat.clock import Clock
-from ziggurat.workers.memory import resident_bytes
+from ziggurat.telemetry import CONTENT_TYPE, metrics_text
 from ziggurat.workers.worker import Worker
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ class Health:
 
     def poll_age(self) -> float:
         """Return the age in seconds of the oldest worker's last successful poll; 0 without workers."""
-        now = self._clock.monotonic()
-        return max((now - worker.polled_at for worker in self._workers() if not worker.stopping), default=0.0)
+        return max((worker.poll_age() for worker in self._workers()), default=0.0)
 
     def alive(self) -> tuple[bool, dict[str, Any]]:
         """Say whether the process should go on living, and what is known of it."""
@@ -64,37 +63,6 @@ class Health:
         elif all(worker.stopping for worker in workers):
             reasons.append("The workers are draining.")
         return not reasons, {"busy": sum(worker.busy for worker in workers), "reasons": reasons}
-
-    def metrics(self) -> str:
-        """Return the metrics in Prometheus text format."""
-        lines: list[str] = []
-        workers = list(self._workers())
-
-        def family(name: str, kind: str, text: str, samples: Sequence[tuple[dict[str, str], float]]) -> None:
-            lines.append(f"# HELP ziggurat_worker_{name} {text}")
-            lines.append(f"# TYPE ziggurat_worker_{name} {kind}")
-            lines.extend(f"ziggurat_worker_{name}{_labels(labels)} {value:.12g}" for labels, value in samples)
-
-        def each(value: Callable[[Worker], float]) -> list[tuple[dict[str, str], float]]:
-            return [({"worker": worker.name}, value(worker)) for worker in workers]
-
-        now = self._clock.monotonic()
-        ended = [
-            ({"worker": worker.name, "status": status}, float(getattr(worker.tally, status)))
-            for worker in workers
-            for status in ENDINGS
-        ]
-        family("attempts_started_total", "counter", "Attempts begun.", each(lambda w: w.tally.started))
-        family("attempts_ended_total", "counter", "Attempts ended, by the status of their outcome.", ended)
-        family("attempt_seconds_total", "counter", "Seconds that ended attempts ran.", each(lambda w: w.tally.seconds))
-        family("messages_released_total", "counter", "Messages handed back to the queue.", each(lambda w: w.tally.released))
-        family("leases_lost_total", "counter", "Leases that went to another worker.", each(lambda w: w.tally.lost))
-        family("busy", "gauge", "Attempts under way or not settled yet.", each(lambda w: w.busy))
-        family("slots", "gauge", "Attempts that may run at a time.", each(lambda w: w.options.concurrency))
-        family("abandoned", "gauge", "Attempts given up whose code runs on.", each(lambda w: w.abandoned))
-        family("poll_age_seconds", "gauge", "Age of the last successful poll.", each(lambda w: now - w.polled_at))
-        family("resident_memory_bytes", "gauge", "Memory that the process uses.", [({}, float(resident_bytes()))])
-        return "\n".join(lines) + "\n"
 
 
 class HealthServer:
@@ -142,7 +110,7 @@ class HealthServer:
             return _answer(*self._health.ready())
 
         async def metrics(_: web.Request) -> web.Response:
-            return web.Response(text=self._health.metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+            return web.Response(body=metrics_text(), headers={"Content-Type": CONTENT_TYPE})
 
         self._loop = asyncio.get_running_loop()
         app = web.Application()
@@ -168,14 +136,3 @@ def _answer(well: bool, body: dict[str, Any]) -> web.Response:
     return web.Response(
         status=200 if well else 503, body=msgspec.json.encode({"ok": well, **body}), content_type="application/json"
     )
-
-
-def _labels(labels: dict[str, str]) -> str:
-    if not labels:
-        return ""
-    inside = ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items())
-    return "{" + inside + "}"
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

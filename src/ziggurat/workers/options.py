@@ -10,6 +10,8 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
 
     #: Unique among workers; made from the host's name and the process id when empty.
     name: str = ""
+    #: The pool that it belongs to, for metrics.
+    pool: str = "default"
     queues: tuple[str, ...] = ("default",)
     #: A worker with a region takes that region's messages and those of no region.
     region: str = ""

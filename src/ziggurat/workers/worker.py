@@ -27,11 +27,12 @@ from ziggurat.program.failures import describe
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue
 from ziggurat.records import Delivery, ErrorInfo, Outcome
+from ziggurat.telemetry.process import resident_bytes
 from ziggurat.workers.attempt import Attempt
 from ziggurat.workers.children import Bootstrap, ChildPool
+from ziggurat.workers.counting import Counts, show, show_no_longer
 from ziggurat.workers.executor import Executor, Limits
 from ziggurat.workers.leases import LeaseKeeper, LeaseThread
-from ziggurat.workers.memory import resident_bytes
 from ziggurat.workers.options import Tally, WorkerOptions
 from ziggurat.workers.outage import Outage
 from ziggurat.workers.progress import Publisher
@@ -72,6 +73,7 @@ class Worker:
         self.queues: tuple[str, ...] = self.options.queues
         self.name = self.options.name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:4]}"
         self.tally = Tally()
+        self._counts = Counts()
         self._queue = queue
         self._clock = clock or SystemClock()
         self._progress = Publisher(queue)
@@ -151,7 +153,7 @@ class Worker:
         """
         ended: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
         attempt = self._executor.start(delivery, lambda _, outcome: None if ended.done() else ended.set_result(outcome))
-        self.tally.started += 1
+        self._begun(delivery)
         try:
             outcome = await ended
         except asyncio.CancelledError:
@@ -160,11 +162,16 @@ class Worker:
         finally:
             await self._progress.flush()
         assert outcome is not None  # Only "lost" and "drain" have none, and nobody can ask for those here.
-        self._count(outcome)
+        self._count(delivery, outcome)
         return outcome
+
+    def poll_age(self) -> float:
+        """Return the seconds since the last successful poll; 0 once it drains, for then it polls no more."""
+        return 0.0 if self.stopping else self._clock.monotonic() - self.polled_at
 
     async def close(self) -> None:
         """Publish the last progress and end child processes and threads. `run` does so itself; a host of `handle` must."""
+        show_no_longer(self)
         await self._progress.flush()
         await self._executor.close()
 
@@ -174,6 +181,7 @@ class Worker:
         """Work until `stop`. Cancelling it drains without grace. The queue stays open."""
         self._loop = asyncio.get_running_loop()
         self.polled_at = self._clock.monotonic()
+        show(self)
         loops = [self._settle_loop(), self._cancel_loop(), self._progress.run()]
         if self.options.memory_ceiling:
             loops.append(self._memory_loop())
@@ -257,7 +265,7 @@ class Worker:
             self._give_back(delivery, delay, str(error))
             return
         self._held[message.id] = attempt
-        self.tally.started += 1
+        self._begun(delivery)
         if self._early_cancels and message.id in self._early_cancels:
             del self._early_cancels[message.id]
             self._cancel(attempt)
@@ -321,7 +329,7 @@ class Worker:
                 if tries == 1:
                     self._fenced(attempt)
                 # At a later try the first may have been done, with its answer lost, and is no reason to alarm anyone.
-            self._count(outcome)
+            self._count(delivery, outcome)
             self._let_go(attempt)
         if again:
             self._work_done.set()
@@ -353,13 +361,19 @@ class Worker:
             except Exception:
                 logger.exception("%d messages could not be handed back; they return when their leases run out.", len(deliveries))
             self.tally.released += len(deliveries)
+            self._counts.released(len(deliveries))
             for delivery in deliveries:
                 attempt = self._held.get(delivery.message.id)
                 if attempt is not None and attempt.delivery is delivery:
                     self._let_go(attempt)
         self._settled.set()
 
-    def _count(self, outcome: Outcome) -> None:
+    def _begun(self, delivery: Delivery) -> None:
+        self.tally.started += 1
+        self._counts.begun(delivery)
+
+    def _count(self, delivery: Delivery, outcome: Outcome) -> None:
+        self._counts.ended(delivery, outcome)
         tally = self.tally
         setattr(tally, outcome.status, getattr(tally, outcome.status) + 1)
         if outcome.started_at:
@@ -381,6 +395,7 @@ class Worker:
 
     def _fenced(self, attempt: Attempt) -> None:
         self.tally.lost += 1
+        self._counts.fenced(attempt.delivery)
         logger.warning(
             "The lease of %s (task %r) is lost, so this attempt's outcome is dropped; another worker has the message.",
             attempt.message.id, attempt.message.task,
