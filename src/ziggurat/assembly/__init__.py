@@ -9,6 +9,7 @@ from __future__ import annotations
 from ziggurat.assembly.attaching import Attachment, Mode, StateSeen, attach, look_at_state
 from ziggurat.assembly.backends import LOCAL_QUEUES, build_queue
 from ziggurat.assembly.endpoints import build_endpoint, build_models
+from ziggurat.assembly.ledgers import ledger_files, recorder
 from ziggurat.assembly.models import script_models, use_models_in_child
 from ziggurat.assembly.modules import make_importable
 from ziggurat.assembly.system import System
@@ -23,8 +24,10 @@ __all__ = [
     "build_endpoint",
     "build_models",
     "build_queue",
+    "ledger_files",
     "look_at_state",
     "make_importable",
+    "recorder",
     "script_models",
     "use_models_in_child",
 ]

@@ -17,7 +17,7 @@ from ziggurat.inference.interface import (
     Price,
     Timeouts,
 )
-from ziggurat.inference.router import Router
+from ziggurat.inference.router import Recorder, Router
 from ziggurat.records import Chunk, Completion, Prompt
 from ziggurat.settings import EndpointSettings, ModelSettings, PriceSettings, Settings
 
@@ -28,16 +28,19 @@ ENDPOINTS: Mapping[str, str] = {
 }
 
 
-def build_models(settings: Settings, *, aliases: Mapping[str, Sequence[str]] | None = None) -> Router:
-    """Return the router over the configured endpoints. `aliases` replaces the configured ones, for a check.
+def build_models(
+    settings: Settings, *, aliases: Mapping[str, Sequence[str]] | None = None, ledger: Recorder | None = None
+) -> Router:
+    """Return the router over the configured endpoints. `aliases` replaces the configured ones, for a check; `ledger`
+    receives the record of every attempt.
 
     An endpoint whose key or extra is missing does not stop the others: it says so when it is called. Raises ConfigurationError.
     """
     wanted = settings.inference
     endpoints = {name: build_endpoint(name, endpoint) for name, endpoint in wanted.endpoints.items()}
     if aliases is None:
-        return Router(endpoints, {alias: _model(model) for alias, model in wanted.models.items()})
-    return Router(endpoints, {alias: ModelConfig(routes=list(routes)) for alias, routes in aliases.items()})
+        return Router(endpoints, {alias: _model(model) for alias, model in wanted.models.items()}, ledger=ledger)
+    return Router(endpoints, {alias: ModelConfig(routes=list(routes)) for alias, routes in aliases.items()}, ledger=ledger)
 
 
 def build_endpoint(name: str, wanted: EndpointSettings) -> Endpoint:

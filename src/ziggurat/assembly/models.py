@@ -7,13 +7,18 @@ from typing import Any, cast
 
 from ziggurat import codec
 from ziggurat.assembly.endpoints import build_models
+from ziggurat.assembly.ledgers import recorder
+from ziggurat.inference.ledger import Ledger
 from ziggurat.program.llm import ModelCaller, use_models
 from ziggurat.settings import InferenceSettings, Secret, Settings, load_settings
 
 
 def script_models() -> ModelCaller:
     """Return the inference layer for a plain script: that of ./ziggurat.toml, or of the defaults. Raises SettingsError."""
-    return cast(ModelCaller, build_models(load_settings()))
+    settings = load_settings()
+    # Without a settings file there is no project, and a script leaves nothing behind.
+    ledger = recorder(settings, Ledger(settings.ledger_path)) if settings.source is not None else None
+    return cast(ModelCaller, build_models(settings, ledger=ledger))
 
 
 def child_bootstrap(settings: Settings) -> Any:

@@ -13,11 +13,13 @@ from typing import Any, cast
 from ziggurat import codec
 from ziggurat.assembly.backends import LOCAL_QUEUES, build_orchestrator, build_queue
 from ziggurat.assembly.endpoints import build_models
+from ziggurat.assembly.ledgers import recorder
 from ziggurat.assembly.models import child_bootstrap
 from ziggurat.assembly.modules import AppRegistry, make_importable, reach_entry
 from ziggurat.assembly.scaled import ScaledPool
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import ConfigurationError
+from ziggurat.inference.ledger import Ledger
 from ziggurat.orchestrator.control import ControlServer, socket_path
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.program.llm import use_models
@@ -120,7 +122,9 @@ class System:
         if embedded and self._drive:
             await self._open_control()
         if self._drive:
-            models = build_models(settings)
+            ledger = Ledger(settings.ledger_path)
+            self._stack.callback(ledger.close)
+            models = build_models(settings, ledger=recorder(settings, ledger))
             _models.append(models)
             use_models(models)
             self._stack.push_async_callback(_forget_models, models)

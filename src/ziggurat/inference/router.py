@@ -35,7 +35,7 @@ from ziggurat.program.llm import ModelCaller
 from ziggurat.records import CallRecord, Chunk, Completion, Prompt, Usage
 
 #: Receives the record of every attempt, failed ones included, in whatever thread made the call; must be quick and must not raise.
-Ledger = Callable[[CallRecord], None]
+Recorder = Callable[[CallRecord], None]
 
 
 class Router(ModelCaller):
@@ -56,7 +56,7 @@ class Router(ModelCaller):
         models: Mapping[str, ModelConfig],
         *,
         options: RetryOptions | None = None,
-        ledger: Ledger | None = None,
+        ledger: Recorder | None = None,
         clock: Clock | None = None,
         seed: int | None = None,
     ) -> None:

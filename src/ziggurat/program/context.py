@@ -44,6 +44,8 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     task: str
     run: str = ""
     workflow: str = ""
+    #: The tenant that the run belongs to.
+    namespace: str = "default"
     step: int = 0
     #: From 1.
     attempt: int = 1

@@ -100,6 +100,8 @@ class CallRecord(Struct, frozen=True, omit_defaults=True, kw_only=True):
     #: "ok", or the class name of the error; "unanswered" calls may have been billed by the provider; "stopped" is a stream that its
     #: reader left.
     status: str = "ok"
+    #: What an unanswered call may have cost, by its estimate. It is held against budgets and shown apart from the costs.
+    held_usd: float = 0.0
 
 
 def encode(record: Struct) -> bytes:

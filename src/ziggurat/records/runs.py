@@ -95,6 +95,7 @@ EventKind = Literal[
     "step_completed",
     "step_failed",
     "attempt_failed",
+    "calls_recorded",
     "timer_fired",
     "signal_received",
     "cancel_requested",

@@ -91,6 +91,10 @@ class InferenceSettings(Section):
     """Layer 4: models. The endpoint "local" always exists; "gmi" and "openai" do where GMI_API_KEY and OPENAI_API_KEY are set."""
 
     endpoints: dict[str, EndpointSettings] = Field({}, description="Places that serve models, by name.")
+    ledger: str = Field(
+        ".ziggurat/ledger.db",
+        description="The file of model calls that no run makes; those of runs are in the state file. `ziggurat costs` reads both.",
+    )
     models: dict[str, ModelSettings] = Field(
         {}, description='Aliases, by name; "default" and "fast" mean the local model unless named.'
     )

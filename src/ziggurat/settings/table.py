@@ -104,6 +104,11 @@ class Settings(Section):
         """The state file of the embedded engine."""
         return self.resolve(self.orchestrator.path)
 
+    @property
+    def ledger_path(self) -> Path:
+        """The file of model calls that no run makes."""
+        return self.resolve(self.inference.ledger)
+
 
 # -- the shape of the table, for those that walk it ------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ class Attempt(AttemptContext):
             task=message.task,
             run=message.run,
             workflow=message.workflow,
+            namespace=message.lane.namespace,
             step=message.step,
             attempt=message.attempt,
             idempotency_key=f"{message.run}~{message.generation}.{message.step}" if message.run else message.id,

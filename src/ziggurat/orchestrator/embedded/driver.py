@@ -21,11 +21,12 @@ from msgspec.structs import replace
 
 from ziggurat.clock import Clock
 from ziggurat.errors import ZigguratError
+from ziggurat.inference.ledger import call_row
 from ziggurat.orchestrator.embedded.dispatch import Dispatcher
 from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Execution, Finished, Mismatch, Step
 from ziggurat.orchestrator.embedded.guard import forbidden_names
 from ziggurat.orchestrator.embedded.options import EngineOptions
-from ziggurat.orchestrator.embedded.resident import Resident, rest_of, total_usage
+from ziggurat.orchestrator.embedded.resident import Resident, attribution, rest_of, total_usage
 from ziggurat.orchestrator.embedded.store import Reader, event_row, run_row
 from ziggurat.orchestrator.embedded.surgery import current_generation
 from ziggurat.orchestrator.embedded.timers import Timers
@@ -118,7 +119,8 @@ class Driver:
             resident.run = replace(resident.run, status="running", wake_at=None, reason="")
             runs = [self.row(resident)]
         done = partial(self.recorded, resident, event, after)
-        self.write(Write([event_row(resident.key, event)], runs, statements, done))
+        calls = [call_row(call, attribution(resident.run, event.step, event.attempt)) for call in event.calls] or None
+        self.write(Write([event_row(resident.key, event)], runs, statements, done, calls))
 
     def recorded(self, resident: Resident, event: Event, after: Callable[[], None] | None) -> None:
         """An event is on the disk: apply it, and see what the program does."""

@@ -32,7 +32,7 @@ StepKind = Literal["task", "timer", "signal", "child"]
 #: Kinds of events that only inform; they are not applied to the program.
 INFORMATIVE = frozenset(
     {"attempt_failed", "patched", "run_failed", "run_completed", "run_cancelled", "run_parked", "run_paused", "run_resumed"}
-    | {"run_retried", "run_forked", "run_continued"}
+    | {"run_retried", "run_forked", "run_continued", "calls_recorded"}
 )
 
 #: Ids of signals that a run remembers when it continues as new.

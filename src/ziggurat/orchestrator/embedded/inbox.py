@@ -7,23 +7,31 @@ from __future__ import annotations
 
 import logging
 import random
+from collections import deque
 from functools import partial
 from typing import Any
 
+import msgspec
 from msgspec import Raw
 from msgspec.structs import replace
 
 from ziggurat.clock import Clock
+from ziggurat.inference.ledger import call_row
 from ziggurat.orchestrator.embedded.dispatch import Dispatcher
 from ziggurat.orchestrator.embedded.driver import Driver
 from ziggurat.orchestrator.embedded.execution import Step
 from ziggurat.orchestrator.embedded.options import EngineOptions
-from ziggurat.orchestrator.embedded.resident import Resident, usage_of
+from ziggurat.orchestrator.embedded.resident import Resident, attribution, usage_of
 from ziggurat.orchestrator.embedded.store import BURY, letter_row
+from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.orchestrator.retry import next_attempt
-from ziggurat.records import DeadLetter, ErrorInfo, Event, Outcome, Progress, RunEvent
+from ziggurat.records import CallRecord, DeadLetter, ErrorInfo, Event, Outcome, Progress, RunEvent
 
 log = logging.getLogger("ziggurat.orchestrator")
+
+#: Ids of calls kept in memory, to know those again whose record is on its way to the disk.
+_CALLS_REMEMBERED = 10_000
+_decode_calls = msgspec.json.Decoder(list[CallRecord]).decode
 
 
 class Inbox:
@@ -38,6 +46,7 @@ class Inbox:
     def __init__(self, driver: Driver, dispatcher: Dispatcher, options: EngineOptions, clock: Clock) -> None:
         self.driver, self.dispatcher, self.options, self.clock = driver, dispatcher, options, clock
         self._chance = random.Random(options.seed)
+        self._recent_calls: deque[str] = deque(maxlen=_CALLS_REMEMBERED)
 
     def take(self, outcomes: list[Outcome]) -> None:
         """Record outcomes that came from the queue."""
@@ -144,6 +153,7 @@ class Inbox:
 
     def _outcome_event(self, resident: Resident, step: Step, outcome: Outcome, kind: str, **fields: Any) -> Event:
         usage = usage_of(outcome.calls)
+        self._recent_calls.extend(call.id for call in outcome.calls)
         if usage is not None:
             resident.run = replace(resident.run, usage=resident.run.usage + usage)
         return self.driver.event(
@@ -229,6 +239,12 @@ class Inbox:
         """Show what workers published."""
         watchers = self.driver.watchers
         for item in items:
+            if item.kind == "calls":
+                try:
+                    self._take_calls(item)
+                except msgspec.MsgspecError:
+                    log.warning("What a worker said of the model calls of run %s cannot be read and is dropped.", item.run)
+                continue
             resident = self.driver.residents.get(item.run)
             if item.kind == "started" and resident is not None:
                 step = resident.step(item.step)
@@ -237,3 +253,24 @@ class Inbox:
                     watchers.step(resident.run, step)
             elif item.run in watchers:
                 watchers.tell(RunEvent(run=item.run, kind="progress", progress=item))
+
+    def _take_calls(self, item: Progress) -> None:
+        """Record model calls that no outcome carries: their attempt lost its lease or was handed back, and they were paid for."""
+        calls = _decode_calls(item.data)
+        known = self.driver.reader.known_calls([call.id for call in calls]).union(self._recent_calls)
+        fresh = [call for call in calls if call.id not in known]
+        if not fresh:
+            return
+        self._recent_calls.extend(call.id for call in fresh)
+        resident = self.driver.resident(item.run)
+        usage = usage_of(fresh)
+        if resident is not None and not resident.finishing and usage is not None:
+            resident.run = replace(resident.run, usage=resident.run.usage + usage)
+            event = self.driver.event(
+                resident, "calls_recorded", step=item.step, step_kind="task", attempt=item.attempt, usage=usage, calls=fresh
+            )
+            self.driver.record(resident, event)
+        elif (row := self.driver.reader.run(item.run)) is not None:
+            # Its history is closed, but a bill is a bill.
+            by = attribution(row[1], item.step, item.attempt)
+            self.driver.write(Write(calls=[call_row(call, by) for call in fresh]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from ziggurat.inference.ledger import Attribution
 from ziggurat.orchestrator.embedded.execution import Execution, Step
 from ziggurat.records import CallRecord, Event, Run, StepView, Usage
 
@@ -82,6 +83,11 @@ def rest_of(execution: Execution) -> tuple[str, float | None, str]:
     if wake is not None:
         parts.append("a timer")
     return "waiting", wake, "waits for " + " and ".join(parts) if parts else ""
+
+
+def attribution(run: Run, step: int, attempt: int) -> Attribution:
+    """Return on whose behalf calls of a step are made."""
+    return Attribution(namespace=run.namespace, workflow=run.workflow, run=run.id, step=step, attempt=attempt)
 
 
 def usage_of(calls: list[CallRecord]) -> Usage | None:

@@ -4,6 +4,7 @@
              row sleeps until `wake_at` or a signal. `head` is the Run record as JSON without the payload, result and state columns.
     events   one row an event, (run, seq) → Event as JSON. The truth; everything else can be computed from it.
     dead_letters  one row a message that its queue gave up, until it is redriven, discarded or its run purged.
+    calls    one row a model call (`inference/ledger.py`), written with the event that records it; kept when the run is purged.
 
 A row says "waiting" only if every event before is in the file, because rows and events are written in order by the same thread; and the
 transaction that adds an event to a waiting run sets it to "running". So a crash at any instant leaves either state replayable.
@@ -22,9 +23,10 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from ziggurat.errors import StateUnusable
+from ziggurat.inference import ledger
 from ziggurat.records import DeadLetter, Event, Run, RunFilter
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: Each entry brings a file from the version of its index to the next one. Never edit an entry that was released.
 MIGRATIONS: tuple[str, ...] = (
@@ -59,6 +61,29 @@ MIGRATIONS: tuple[str, ...] = (
         run TEXT NOT NULL,
         died_at REAL NOT NULL,
         data BLOB NOT NULL
+    );
+    """,
+    # Calls that earlier versions recorded are in their events.
+    f"""
+    {ledger.TABLE}
+    INSERT OR IGNORE INTO calls
+    SELECT
+        json_extract(call, '$.id'), at, date(at, 'unixepoch'), namespace, workflow, run, step, attempt, '',
+        json_extract(call, '$.model'), json_extract(call, '$.endpoint'), json_extract(call, '$.upstream'),
+        coalesce(json_extract(call, '$.status'), 'ok'), coalesce(json_extract(call, '$.usage.calls'), 0),
+        coalesce(json_extract(call, '$.usage.input_tokens'), 0), coalesce(json_extract(call, '$.usage.output_tokens'), 0),
+        coalesce(json_extract(call, '$.usage.cached_tokens'), 0), coalesce(json_extract(call, '$.usage.reasoning_tokens'), 0),
+        coalesce(json_extract(call, '$.usage.estimated_tokens'), 0), coalesce(json_extract(call, '$.usage.cost_usd'), 0), 0,
+        coalesce(json_extract(call, '$.price_version'), ''), coalesce(json_extract(call, '$.latency'), 0),
+        json_extract(call, '$.first_token')
+    FROM (
+        SELECT
+            c.value AS call, coalesce(json_extract(c.value, '$.started_at'), json_extract(e.event, '$.at')) AS at,
+            r.namespace AS namespace, r.workflow AS workflow, r.id AS run,
+            coalesce(json_extract(e.event, '$.step'), 0) AS step, coalesce(json_extract(e.event, '$.attempt'), 0) AS attempt
+        FROM (SELECT run, seq, CAST(data AS TEXT) AS event FROM events) e
+        JOIN runs r ON r.key = e.run, json_each(e.event, '$.calls') c
+        ORDER BY r.key, e.seq
     );
     """,
 )
@@ -186,6 +211,11 @@ class Reader:
         """Return messages that were given up, newest first."""
         rows = self._rows("SELECT data FROM dead_letters ORDER BY died_at DESC LIMIT ?", (limit,))
         return [_decode_letter(data) for (data,) in rows]
+
+    def known_calls(self, ids: Sequence[str]) -> set[str]:
+        """Return those of the calls that are recorded."""
+        marks = ", ".join("?" * len(ids))
+        return {row[0] for row in self._rows(f"SELECT id FROM calls WHERE id IN ({marks})", ids)}
 
     def ended_keys(self, where: RunFilter) -> list[int]:
         """Return the keys of ended runs that match."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.errors import StateUnusable
+from ziggurat.inference.ledger import CALL_VALUES, INSERT_CALL
 from ziggurat.orchestrator.embedded import store
 
 #: Rows of one INSERT. Few sizes, so that SQLite's statement cache holds them all; the largest stays below its limit of variables.
@@ -27,11 +28,12 @@ _BATCH_MAX = 4096
 class Write:
     """What must reach the disk together.
 
-    `runs` are rows that are inserted or replace the row of that key; `events` are new rows; `statements` are run before both.
+    `runs` are rows that are inserted or replace the row of that key; `events` are new rows, `calls` too unless a call of that id is
+    there; `statements` are run before all of them.
     `done` is called on the event loop after the commit.
     """
 
-    __slots__ = ("done", "events", "runs", "statements")
+    __slots__ = ("calls", "done", "events", "runs", "statements")
 
     def __init__(
         self,
@@ -39,8 +41,10 @@ class Write:
         runs: list[tuple[Any, ...]] | None = None,
         statements: list[tuple[str, tuple[Any, ...]]] | None = None,
         done: Callable[[], None] | None = None,
+        calls: list[tuple[Any, ...]] | None = None,
     ) -> None:
         self.events, self.runs, self.statements, self.done = events or [], runs or [], statements or [], done
+        self.calls = calls or []
 
 
 class Writer:
@@ -139,6 +143,8 @@ class Writer:
         events = [row for write in group for row in write.events]
         self._insert_rows(store.INSERT_RUN, store.RUN_VALUES, store.ON_RUN_CONFLICT, list(runs.values()))
         self._insert_rows(store.INSERT_EVENT, store.EVENT_VALUES, "", events)
+        if calls := [row for write in group for row in write.calls]:
+            self._insert_rows(INSERT_CALL, CALL_VALUES, "", calls)
 
     def _insert_rows(self, head: str, values: str, tail: str, rows: list[tuple[Any, ...]]) -> None:
         at = 0
