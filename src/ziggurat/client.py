@@ -29,7 +29,19 @@ from ziggurat.errors import InvalidData, RunCancelled, RunFailed, RunParked
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.orchestrator.remote import OwnerGone
 from ziggurat.program.definitions import Workflow
-from ziggurat.records import STOPPED, DeadLetter, Event, Run, RunEvent, RunFilter, RunStatus, StartRequest, StepView
+from ziggurat.records import (
+    STOPPED,
+    DeadLetter,
+    Depth,
+    Event,
+    Presence,
+    Run,
+    RunEvent,
+    RunFilter,
+    RunStatus,
+    StartRequest,
+    StepView,
+)
 from ziggurat.settings import Settings, load_settings, local_settings
 from ziggurat.units import Money, dollars
 
@@ -250,14 +262,27 @@ class Client:
         """Forget dead letters; returns how many. Their runs stay failed."""
         return await self._call(lambda orchestrator: orchestrator.discard(ids), again=False)
 
+    # -- the queue and who works on it ----------------------------------------------------------------------------
+
+    async def queues(self) -> dict[str, Depth]:
+        """Return what each queue holds now, by name."""
+        return await self._look(lambda attachment: attachment.depth())
+
+    async def workers(self) -> list[Presence]:
+        """Return the workers that show themselves on the queue, by name; nobody where the broker cannot tell."""
+        return await self._look(lambda attachment: attachment.workers())
+
     # -- reaching the owner ---------------------------------------------------------------------------------------
 
     async def _call(self, verb: Callable[[Orchestrator], Awaitable[T]], *, again: bool = True) -> T:
         """Carry out a verb. When the owner ends meanwhile, find or become the next one, and repeat the verb if that is safe."""
+        return await self._look(lambda attachment: verb(attachment.orchestrator), again=again)
+
+    async def _look(self, verb: Callable[[Attachment], Awaitable[T]], *, again: bool = True) -> T:
         for attempt in range(_TAKEOVERS_MAX):
             attachment = self.attachment
             try:
-                return await verb(attachment.orchestrator)
+                return await verb(attachment)
             except OwnerGone:
                 if not again or attempt == _TAKEOVERS_MAX - 1:
                     raise

@@ -21,7 +21,7 @@ from ziggurat.errors import QueueUnavailable
 from ziggurat.queues.backends import sqlite_file
 from ziggurat.queues.backends.sqlite import SqliteQueue
 from ziggurat.queues.interface import QueueOptions
-from ziggurat.records import WIRE_VERSION, Concurrency, Progress, Rate
+from ziggurat.records import WIRE_VERSION, Concurrency, Presence, Progress, Rate
 from ziggurat.testing.clock import FakeClock
 from ziggurat.testing.queue_harness import QUEUE, ids, message, messages, outcome_of
 
@@ -86,8 +86,20 @@ async def test_a_file_of_a_newer_schema_is_refused_and_left_alone(path: Path) ->
     db.execute("PRAGMA user_version = 7")
     db.close()
     text = await refusal(path)
-    assert "newer Ziggurat (schema 7, this one knows 1)" in text
+    assert "newer Ziggurat (schema 7, this one knows 2)" in text
     assert "queue.path" in text
+
+
+async def test_a_file_of_the_first_schema_is_brought_up_and_keeps_its_messages(path: Path) -> None:
+    async with opened(path) as queue:
+        await queue.send(messages(2))
+    db = sqlite3.connect(path)
+    db.executescript("DROP TABLE presences; PRAGMA user_version = 1")
+    db.close()
+    async with opened(path) as queue:
+        await queue.announce([Presence(worker="w")], ttl=60.0)
+        assert [worker.worker for worker in await queue.workers()] == ["w"]
+        assert (await queue.depth())["default"].ready == 2
 
 
 async def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

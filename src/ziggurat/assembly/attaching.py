@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,8 @@ from ziggurat.errors import StateLocked
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.orchestrator.remote import OwnerGone, RemoteOrchestrator
 from ziggurat.program.registry import load_workflow
-from ziggurat.records import Depth, RunFilter
+from ziggurat.queues.interface import Queue
+from ziggurat.records import Depth, Presence, RunFilter
 from ziggurat.settings import Settings
 
 #: "host" runs the system here unless another process does; "control" changes runs without driving them; "observe" only reads.
@@ -42,6 +45,11 @@ class Attachment:
     def hosted(self) -> bool:
         """True if this process owns the system."""
         return self.system is not None
+
+    @property
+    def remote(self) -> bool:
+        """True if another process runs the system."""
+        return isinstance(self.orchestrator, RemoteOrchestrator)
 
     @property
     def registry(self) -> AppRegistry:
@@ -72,14 +80,28 @@ class Attachment:
 
     async def depth(self) -> dict[str, Depth]:
         """Return what each queue holds, by name."""
-        if self.system is not None:
-            return await self.system.queue.depth()
         if isinstance(self.orchestrator, RemoteOrchestrator):
             return await self.orchestrator.depth()
+        async with self._queue() as queue:
+            return await queue.depth()
+
+    async def workers(self) -> list[Presence]:
+        """Return the workers that show themselves on the queue, by name."""
+        if isinstance(self.orchestrator, RemoteOrchestrator):
+            return await self.orchestrator.workers()
+        async with self._queue() as queue:
+            return await queue.workers()
+
+    @contextlib.asynccontextmanager
+    async def _queue(self) -> AsyncIterator[Queue]:
+        """The hosted system's queue, or one opened for the moment."""
+        if self.system is not None:
+            yield self.system.queue
+            return
         queue = build_queue(self._settings, SystemClock())
         await queue.open()
         try:
-            return await queue.depth()
+            yield queue
         finally:
             await queue.close()
 

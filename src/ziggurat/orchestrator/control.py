@@ -135,7 +135,7 @@ class ControlServer:
 
     Args:
         orchestrator: what is served.
-        queue: whose depth is served.
+        queue: whose depth and workers are served.
         reach: called with (entry, folder) of a workflow that the owner does not know, before a second try: its module may be there.
     """
 
@@ -161,6 +161,7 @@ class ControlServer:
             "wait": lambda a: orchestrator.wait(a.run, a.timeout),
             "purge": lambda a: orchestrator.purge(a.where),
             "depth": lambda a: queue.depth(a.ids or None),
+            "workers": lambda a: queue.workers(),
             "dead_letters": lambda a: orchestrator.dead_letters(a.limit),
             "redrive": lambda a: orchestrator.redrive(a.ids),
             "discard": lambda a: orchestrator.discard(a.ids),

@@ -20,7 +20,7 @@ from ziggurat import errors
 from ziggurat.errors import LayerUnreachable, ZigguratError
 from ziggurat.orchestrator.control import LINE_LIMIT, PROTOCOL, Arguments, Failure, Greeting, Reply, Request, wire_line
 from ziggurat.orchestrator.interface import Orchestrator
-from ziggurat.records import DeadLetter, Depth, Event, Run, RunEvent, RunFilter, StartRequest, StepView
+from ziggurat.records import DeadLetter, Depth, Event, Presence, Run, RunEvent, RunFilter, StartRequest, StepView
 
 _RESULTS: dict[str, Any] = {
     "start": Run,
@@ -34,6 +34,7 @@ _RESULTS: dict[str, Any] = {
     "watch": RunEvent,
     "purge": int,
     "depth": dict[str, Depth],
+    "workers": list[Presence],
     "dead_letters": list[DeadLetter],
     "redrive": int,
     "discard": int,
@@ -224,3 +225,8 @@ class RemoteOrchestrator(Orchestrator):
         """Return what each queue of the owner holds."""
         depths: dict[str, Depth] = await self._ask("depth", Arguments())
         return depths
+
+    async def workers(self) -> builtins.list[Presence]:
+        """Return the workers that show themselves on the owner's queue."""
+        workers: builtins.list[Presence] = await self._ask("workers", Arguments())
+        return workers

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from msgspec import Struct, field
 
-from ziggurat.records import DeadLetter, Delivery, Depth, Message, Outcome, Progress
+from ziggurat.records import DeadLetter, Delivery, Depth, Message, Outcome, Presence, Progress
 
 #: How often each priority level is served relative to the others while all have messages: level 1 first.
 PRIORITY_WEIGHTS: Mapping[int, int] = {1: 16, 2: 8, 3: 4, 4: 2, 5: 1}
@@ -46,6 +46,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     largest_message: int = 8 * 1024 * 1024
     #: `cancel` removes a waiting message at once and tells the worker that holds a leased one.
     cancels: bool = True
+    #: Workers can show themselves: `announce` and `workers` work.
+    presence: bool = False
 
 
 class QueueOptions(Struct, frozen=True, kw_only=True):
@@ -146,11 +148,22 @@ class Queue(ABC):
     async def publish(self, progress: Sequence[Progress]) -> None:
         """Show progress to the orchestrator's watchers."""
 
+    async def announce(self, presences: Sequence[Presence], *, ttl: float) -> None:
+        """Show workers to everyone for `ttl` seconds, each in the place of what its name showed before; 0 takes them back.
+
+        A broker that cannot keep such records shows nobody, and declares so (`Capabilities.presence`).
+        """
+        return
+
     # -- everyone's ----------------------------------------------------------------------------------------------
 
     @abstractmethod
     async def depth(self, queues: Iterable[str] | None = None) -> dict[str, Depth]:
         """Return what each queue holds, by queue name; all known queues when none are named."""
+
+    async def workers(self) -> list[Presence]:
+        """Return the workers that announced themselves and whose time is not over, by name. Nobody, without `Capabilities.presence`."""
+        return []
 
     @abstractmethod
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:

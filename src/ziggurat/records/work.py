@@ -173,6 +173,34 @@ class Depth(Struct, frozen=True, omit_defaults=True):
         )
 
 
+class Presence(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A worker as it shows itself to everyone who shares its queue."""
+
+    #: The worker's name, unique among workers.
+    worker: str
+    #: The pool that it belongs to; empty for none.
+    pool: str = ""
+    host: str = ""
+    pid: int = 0
+    queues: tuple[str, ...] = ()
+    region: str = ""
+    #: Attempts that it may run at a time.
+    slots: int = 0
+    #: Attempts under way by the task's name, the most frequent ones.
+    running: dict[str, int] = {}
+    #: Attempts under way, all of them.
+    busy: int = 0
+    #: It finishes what it has and takes nothing more.
+    draining: bool = False
+    #: Why it takes no work although it could; empty when it is well.
+    trouble: str = ""
+    #: Attempts that ended since it started.
+    ended: int = 0
+    started_at: float = 0.0
+    #: When it showed itself last, by the queue's clock; the queue fills it in.
+    seen_at: float = 0.0
+
+
 def message_id(run: str, generation: int, step: int, attempt: int) -> str:
     """Return the id of the message that carries one attempt of one step."""
     return f"{run}~{generation}.{step}.{attempt}"

@@ -10,7 +10,7 @@ import pytest
 from msgspec import Raw
 
 from ziggurat.queues.interface import PRIORITY_WEIGHTS, Queue
-from ziggurat.records import Concurrency, Rate
+from ziggurat.records import Concurrency, Presence, Rate
 from ziggurat.testing.queue_harness import LONG, QUEUE, QueueHarness, ids, message, messages, outcome_of
 
 
@@ -198,6 +198,45 @@ class PolicyPromises(QueueHarness):
             assert depths["gpu"].oldest_age < self.lease
             assert set(await queue.depth(["gpu", "unheard-of"])) == {"gpu", "unheard-of"}
             assert (await queue.depth(["unheard-of"]))["unheard-of"].oldest_age == 0
+
+    # -- who works -----------------------------------------------------------------------------------------------
+
+    async def test_workers_show_themselves_to_everyone_and_their_last_word_counts(self) -> None:
+        async with self.opened() as queue:
+            if not queue.capabilities.presence:
+                await queue.announce([Presence(worker="w1")], ttl=LONG)
+                assert await queue.workers() == []
+                return
+            other = self.again(queue) if queue.capabilities.shared else queue
+            await other.open()
+            try:
+                await queue.announce([Presence(worker="w2", slots=4), Presence(worker="w1", queues=("cpu", "gpu"))], ttl=LONG)
+                await other.announce(
+                    [Presence(worker="w2", slots=4, busy=3, running={"ta sk": 3}, trouble="It\u2019s late.")], ttl=LONG
+                )
+                first, second = await other.workers()
+                assert (first.worker, first.queues) == ("w1", ("cpu", "gpu"))
+                assert (second.worker, second.busy, second.running, second.trouble) == ("w2", 3, {"ta sk": 3}, "It\u2019s late.")
+                assert second.seen_at > 1e9, "the queue says when it saw them, in seconds since the epoch"
+                await other.announce([Presence(worker="w1"), Presence(worker="nobody")], ttl=0.0)
+                assert [worker.worker for worker in await queue.workers()] == ["w2"]
+            finally:
+                if other is not queue:
+                    await other.close()
+
+    async def test_a_worker_that_says_nothing_more_is_forgotten(self) -> None:
+        async with self.opened() as queue:
+            if not queue.capabilities.presence:
+                pytest.skip("declared: no presence")
+            baseline = await self.storage(queue)
+            await queue.announce([Presence(worker="silent")], ttl=self.lease)
+            await self.passing(self.lease / 2)
+            await queue.announce([Presence(worker="alive")], ttl=self.lease)
+            assert len(await queue.workers()) == 2
+            await self.passing(self.lease * 0.6)
+            assert [worker.worker for worker in await queue.workers()] == ["alive"]
+            await queue.announce([Presence(worker="alive")], ttl=0.0)
+            assert await self.storage(queue) == baseline, "a record that is over takes no room"
 
     # -- what stays ----------------------------------------------------------------------------------------------
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 #: Age in seconds of the last successful poll at which a worker counts as dead.
 MAX_POLL_AGE = 60.0
-#: How an attempt can end, as `Tally` counts it.
-ENDINGS = ("completed", "failed", "timeout", "crashed", "cancelled")
 
 
 class Health:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+#: How an attempt can end, as `Tally` counts it.
+ENDINGS = ("completed", "failed", "timeout", "crashed", "cancelled")
+
 
 class WorkerOptions(Struct, frozen=True, kw_only=True):
     """How a worker works. Durations are seconds, sizes bytes."""
 
     #: Unique among workers; made from the host's name and the process id when empty.
     name: str = ""
-    #: The pool that it belongs to, for metrics.
+    #: The pool that it belongs to, for people and metrics.
     pool: str = "default"
     queues: tuple[str, ...] = ("default",)
     #: A worker with a region takes that region's messages and those of no region.

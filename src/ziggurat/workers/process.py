@@ -21,7 +21,8 @@ import msgspec
 from msgspec import Struct
 
 from ziggurat.clock import Clock, SystemClock
-from ziggurat.workers.health import ENDINGS, MAX_POLL_AGE, Health, HealthServer
+from ziggurat.workers.health import MAX_POLL_AGE, Health, HealthServer
+from ziggurat.workers.options import ENDINGS
 from ziggurat.workers.worker import Worker
 
 logger = logging.getLogger("ziggurat.workers")

@@ -27,22 +27,21 @@ from ziggurat.program.failures import describe
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue
 from ziggurat.records import Delivery, ErrorInfo, Outcome
-from ziggurat.telemetry.process import resident_bytes
 from ziggurat.workers.attempt import Attempt
+from ziggurat.workers.ceiling import keep_checking, over_ceiling
 from ziggurat.workers.children import Bootstrap, ChildPool
 from ziggurat.workers.counting import Counts, show, show_no_longer
 from ziggurat.workers.executor import Executor, Limits
 from ziggurat.workers.leases import LeaseKeeper, LeaseThread
 from ziggurat.workers.options import Tally, WorkerOptions
 from ziggurat.workers.outage import Outage
+from ziggurat.workers.presence import Showing
 from ziggurat.workers.progress import Publisher
 
 logger = logging.getLogger("ziggurat.workers")
 
 T = TypeVar("T")
 
-#: Seconds between two looks at the memory that the process uses.
-MEMORY_INTERVAL = 5.0
 #: Cancellations of messages that have not arrived here yet, remembered at most.
 EARLY_CANCELS = 1_000
 
@@ -89,6 +88,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._early_cancels: dict[str, None] = {}
         self._outage = Outage(self.name)
+        self._showing = Showing(self, queue, self._clock)
         keeper = LeaseKeeper(lambda: list(self._held.values()), self._leases_lost, self._clock, 2 * self.options.cleanup)
         self._lease_thread = LeaseThread(keeper, lease_keeper) if lease_keeper is not None else None
         self.keeper = keeper
@@ -126,6 +126,10 @@ class Worker:
     @property
     def stopping(self) -> bool:
         return self._stopping.is_set()
+
+    def tasks(self) -> list[str]:
+        """Return the task of each attempt under way."""
+        return [attempt.message.task for attempt in self._held.values()]
 
     def trouble(self) -> str:
         """Return why the worker takes no work although it could, as a sentence, or "" if it is well."""
@@ -182,9 +186,9 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self.polled_at = self._clock.monotonic()
         show(self)
-        loops = [self._settle_loop(), self._cancel_loop(), self._progress.run()]
+        loops = [self._settle_loop(), self._cancel_loop(), self._progress.run(), self._showing.run(self._stopping)]
         if self.options.memory_ceiling:
-            loops.append(self._memory_loop())
+            loops.append(keep_checking(self.check_memory))
         if self._lease_thread is None:
             loops.append(self.keeper.run(self._queue))
         else:
@@ -204,6 +208,7 @@ class Worker:
             if self._lease_thread is not None:
                 self._lease_thread.stop()
                 await asyncio.to_thread(self._lease_thread.join, 5.0)
+            await self._showing.end()
             await self.close()
 
     async def _receive_until_stopped(self, others: Sequence[asyncio.Task[None]]) -> None:
@@ -449,19 +454,9 @@ class Worker:
             self._settled.clear()
             await _wait(self._settled, min(left, 0.1))
 
-    async def _memory_loop(self) -> None:
-        while True:
-            await asyncio.sleep(MEMORY_INTERVAL)
-            self.check_memory()
-
     def check_memory(self) -> None:
         """Drain if the process uses more memory than the ceiling."""
-        used, ceiling = resident_bytes(), self.options.memory_ceiling
-        if ceiling and used > ceiling and not self.recycle:
-            logger.warning(
-                "The worker %s uses %d MiB, over its ceiling of %d MiB; it finishes what it has and asks for a fresh process.",
-                self.name, used >> 20, ceiling >> 20,
-            )  # fmt: skip
+        if not self.recycle and over_ceiling(self.name, self.options.memory_ceiling):
             self.recycle = True
             self.stop()
 

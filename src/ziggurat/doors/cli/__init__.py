@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ziggurat.doors.cli import batch, deadletters, doctor, init, models, run, runs, serve, verbs
+from ziggurat.doors.cli import batch, deadletters, doctor, init, models, queues, run, runs, serve, verbs
 from ziggurat.doors.cli.common import INTERRUPTED, answer, report, say
 from ziggurat.doors.cli.logs import show_logs
 
@@ -61,6 +61,8 @@ for _name, _command in (
     ("serve", serve.serve),
     ("worker", serve.worker),
     ("up", serve.up),
+    ("queues", queues.queues),
+    ("workers", queues.workers),
     ("doctor", doctor.doctor),
 ):
     app.command(_name)(_command)

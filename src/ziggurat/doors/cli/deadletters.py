@@ -12,7 +12,7 @@ from ziggurat.errors import ConfigurationError, UnknownName
 if TYPE_CHECKING:
     from ziggurat.records import DeadLetter
 
-app = typer.Typer(help="Messages that were given up after their last delivery.", no_args_is_help=True)
+app = typer.Typer(help="Messages that were given up after their last delivery.", invoke_without_command=True)
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of dead letters.")]
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
@@ -21,10 +21,18 @@ All = Annotated[bool, typer.Option("--all", help="All of them.")]
 _EVERY = 10_000_000
 
 
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")]
+
+
+@app.callback()
+def letters(context: typer.Context, limit: Limit = 50, config: Config = None, as_json: AsJson = False) -> None:
+    """Messages that were given up after their last delivery; without a verb they are listed."""
+    if context.invoked_subcommand is None:
+        list_letters(limit, config, as_json)
+
+
 @app.command("list")
-def list_letters(
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1)] = 50, config: Config = None, as_json: AsJson = False
-) -> None:
+def list_letters(limit: Limit = 50, config: Config = None, as_json: AsJson = False) -> None:
     """List dead letters, newest first, each with its reason."""
 
     async def main() -> list[DeadLetter]:

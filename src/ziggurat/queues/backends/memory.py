@@ -32,8 +32,9 @@ from ziggurat.queues.deadletters import dead_outcome, lease_ran_out, process_die
 from ziggurat.queues.interface import Capabilities, Queue, QueueOptions
 from ziggurat.queues.lines import DELAYED, GONE, LEASED, READY, Entry, Lines, View
 from ziggurat.queues.outbox import NEVER, Outbox
+from ziggurat.queues.presences import Presences
 from ziggurat.queues.refusals import lane_full, too_large
-from ziggurat.records import DeadLetter, Delivery, Depth, Message, Outcome, Progress
+from ziggurat.records import DeadLetter, Delivery, Depth, Message, Outcome, Presence, Progress
 
 #: Progress that nobody fetched is kept up to this many records; the oldest are dropped first.
 PROGRESS_KEPT = 10_000
@@ -59,7 +60,7 @@ class MemoryQueue(Queue):
             dead letter after `max_deliveries` like any other. None remembers nothing.
     """
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(presence=True)
 
     def __init__(self, options: QueueOptions | None = None, *, clock: Clock | None = None, crashbook: Path | None = None) -> None:
         self.options = options or QueueOptions()
@@ -76,6 +77,7 @@ class MemoryQueue(Queue):
         self._husks = 0
         self._dead: dict[str, _Dead] = {}
         self._outbox = Outbox()
+        self._presences = Presences(self._clock)
         self._progress: deque[Progress] = deque(maxlen=PROGRESS_KEPT)
         self._cancelled: dict[str, dict[str, None]] = {}
         self._work, self._results, self._news, self._cancels = Bell(), Bell(), Bell(), Bell()
@@ -102,7 +104,7 @@ class MemoryQueue(Queue):
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._due = None, NEVER
-        for table in (self._entries, self._leased, self._delayed, self._dead, self._outbox):
+        for table in (self._entries, self._leased, self._delayed, self._dead, self._outbox, self._presences):
             table.clear()
         self._progress.clear()
         self._cancelled.clear()
@@ -349,6 +351,12 @@ class MemoryQueue(Queue):
                 found[queue] = found.get(queue, Depth()) + Depth(dead=1)
         return found
 
+    async def announce(self, presences: Sequence[Presence], *, ttl: float) -> None:
+        self._presences.announce(presences, ttl)
+
+    async def workers(self) -> list[Presence]:
+        return self._presences.present()
+
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         self._begin()
         newest = reversed(self._dead.values())
@@ -378,7 +386,7 @@ class MemoryQueue(Queue):
 
     def stored(self) -> int:
         """Return how many objects are kept now, of every kind: what must return to where it was when all work is done."""
-        tables = (self._entries, self._leased, self._delayed, self._dead, self._progress, self._cancelled)
+        tables = (self._entries, self._leased, self._delayed, self._dead, self._progress, self._cancelled, self._presences)
         return sum(len(table) for table in tables) + self._outbox.stored() + self._lines.stored()
 
     # -- time and ends -------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from msgspec import Struct
 _GROWING = frozenset({"send", "publish"})
 NAMES = (
     "ack",
+    "announce",
     "bring_back",
     "cancel",
     "cancellations",
@@ -33,6 +34,7 @@ NAMES = (
     "send",
     "settle",
     "tick",
+    "workers",
 )
 
 

@@ -32,7 +32,7 @@ from ziggurat.queues.backends.redis_address import read_url
 from ziggurat.queues.backends.redis_connection import Server, end
 from ziggurat.queues.backends.redis_wakes import GLANCE, Waiting, Wakes
 from ziggurat.queues.interface import Capabilities, Queue, QueueOptions
-from ziggurat.records import DeadLetter, Delivery, Depth, Message, Outcome, Progress, encode
+from ziggurat.records import DeadLetter, Delivery, Depth, Message, Outcome, Presence, Progress, encode
 
 log = logging.getLogger("ziggurat.queues.redis")
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class RedisQueue(Queue):
     Raises SettingsError for a URL that cannot be read, MissingExtra without redis-py.
     """
 
-    capabilities = Capabilities(durable=True, shared=True)
+    capabilities = Capabilities(durable=True, shared=True, presence=True)
 
     def __init__(
         self, url: str, options: QueueOptions | None = None, *, clock: Clock | None = None, patience: float = 5.0
@@ -248,6 +248,14 @@ class RedisQueue(Queue):
         for name, ready, leased, delayed, dead, age_ms in await self._server.run("depth", *(names or ())):
             found[unquote(name.decode())] = Depth(ready, leased, delayed, dead, age_ms / 1000)
         return found
+
+    async def announce(self, presences: Sequence[Presence], *, ttl: float) -> None:
+        if presences:
+            rows = [field for presence in presences for field in (presence.worker, encode(presence))]
+            await self._server.run("announce", ceil(ttl * 1000), *rows)
+
+    async def workers(self) -> list[Presence]:
+        return wire.read_presences(await self._server.run("workers"))
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         return wire.read_dead_letters(await self._server.run("dead", limit))[:limit]

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from ziggurat.queues.deadletters import dead_outcome, lease_ran_out
-from ziggurat.records import DeadLetter, Delivery, Lane, MaybeRaw, Message, Outcome, Progress
+from ziggurat.records import DeadLetter, Delivery, Lane, MaybeRaw, Message, Outcome, Presence, Progress
 
 log = logging.getLogger("ziggurat.queues.redis")
 T = TypeVar("T")
@@ -288,6 +288,20 @@ def _read_outcome(raw: Raw) -> _Outcome:
         # Of a dead message that we cannot read we can still say that it died.
         it = msgspec.json.decode(raw, type=_DeadOutcome)
         return _Outcome(None, _stand_in(it.m, error)[0], it.r, it.d, it.w, it.t, it.h)
+
+
+_decode_presence = msgspec.json.Decoder(Presence).decode
+
+
+def read_presences(answer: Sequence[tuple[int, bytes]]) -> list[Presence]:
+    """Return what workers show of themselves, by worker; what another version wrote in another way is left out."""
+    found: list[Presence] = []
+    for seen_ms, body in answer:
+        try:
+            found.append(msgspec.structs.replace(_decode_presence(body), seen_at=seen_ms / 1000))
+        except msgspec.MsgspecError:
+            log.warning("A worker shows itself in a way that this version cannot read; it is left out.")
+    return sorted(found, key=lambda presence: presence.worker)
 
 
 def read_dead_letters(answer: bytes) -> list[DeadLetter]:

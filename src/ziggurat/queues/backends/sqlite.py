@@ -16,13 +16,14 @@ from typing import TypeVar
 
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import QueueUnavailable
+from ziggurat.queues.backends import sqlite_presences
 from ziggurat.queues.backends.sqlite_store import NEVER, SqliteStore
 from ziggurat.queues.bell import Bell
 from ziggurat.queues.contest import Turns
 from ziggurat.queues.interface import Capabilities, Queue, QueueOptions
 from ziggurat.queues.refusals import too_large
 from ziggurat.queues.scheduling import LevelTurns
-from ziggurat.records import DeadLetter, Delivery, Depth, Message, Outcome, Progress, encode
+from ziggurat.records import DeadLetter, Delivery, Depth, Message, Outcome, Presence, Progress, encode
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class SqliteQueue(Queue):
         clock: the time; tests move it.
     """
 
-    capabilities = Capabilities(durable=True, shared=True)
+    capabilities = Capabilities(durable=True, shared=True, presence=True)
 
     def __init__(self, path: str | Path, options: QueueOptions | None = None, *, clock: Clock | None = None) -> None:
         self.options = options or QueueOptions()
@@ -155,6 +156,13 @@ class SqliteQueue(Queue):
 
     async def depth(self, queues: Iterable[str] | None = None) -> dict[str, Depth]:
         return await self._call(lambda: self._store.depth(queues))
+
+    async def announce(self, presences: Sequence[Presence], *, ttl: float) -> None:
+        if presences:
+            await self._call(lambda: sqlite_presences.announce(self._store.file, self._clock, presences, ttl))
+
+    async def workers(self) -> list[Presence]:
+        return await self._call(lambda: sqlite_presences.present(self._store.file, self._clock))
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         return await self._call(lambda: self._store.dead_letters(limit))

@@ -9,6 +9,7 @@ outcomes    what was reported and is not acknowledged; it is offered when `due` 
 dead        dead letters, in the order of dying.
 progress    the last records that nobody fetched.
 buckets     token buckets of rates, until they are full again.
+presences   what workers showed of themselves, each until its time is over.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from ziggurat.errors import QueueUnavailable
 
 T = TypeVar("T")
 
-SCHEMA = 1
+#: 2 added presences.
+SCHEMA = 2
 #: Seconds after which a write lock that another process holds is an error and no longer a wait.
 BUSY_MAX = 60.0
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -55,6 +57,7 @@ CREATE TABLE dead (
 CREATE TABLE progress (seq INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB NOT NULL);
 CREATE TABLE buckets (key TEXT PRIMARY KEY, tokens REAL NOT NULL, at REAL NOT NULL, full_at REAL NOT NULL) WITHOUT ROWID
 """
+PRESENCES = "CREATE TABLE presences (worker TEXT PRIMARY KEY, until REAL NOT NULL, seen_at REAL NOT NULL, body BLOB NOT NULL) WITHOUT ROWID"
 
 
 class SqliteFile:
@@ -91,8 +94,8 @@ class SqliteFile:
                     f"The queue file {self.path} was written by a newer Ziggurat (schema {version}, this one knows {SCHEMA}). Upgrade this "
                     "installation, or name another file with queue.path."
                 )
-            if version == 0:
-                for statement in TABLES.split(";\n"):
+            if version < SCHEMA:
+                for statement in [*(TABLES.split(";\n") if version == 0 else ()), PRESENCES]:
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {SCHEMA}")
 

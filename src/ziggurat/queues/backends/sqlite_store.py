@@ -394,7 +394,7 @@ class SqliteStore:
     def stored(self) -> int:
         """Return how many rows there are; those of lanes, which are few and stay, do not count."""
         db, _ = self._reading()
-        tables = ("messages", "outcomes", "dead", "progress", "buckets")
+        tables = ("messages", "outcomes", "dead", "progress", "buckets", "presences")
         keyed = "SELECT count(*) FROM lines WHERE concurrency_key <> '' OR rate_key <> ''"
         counts = [f"SELECT count(*) FROM {table}" for table in tables]
         return sum(db.execute(count).fetchone()[0] for count in [keyed, *counts])

@@ -33,6 +33,7 @@
 --   :progress        list     batches of progress, capped, short-lived.
 --   :idle:TOPIC      zset     tokens of calls that wait -> since when, ms. Topics: "w:Q/R", "o", "p", "c:WORKER". A token is CLIENT.NUMBER,
 --                             and a wake is published on the channel :wake:CLIENT, one waiting call for one message.
+--   :presences       hash     worker -> "UNTIL SEEN BODY", ms and JSON. Expires with the last of them.
 --   :queues          set      names of queues that were ever used.
 --   :meta            hash     seq, ms: number and time of the newest entry; turn; when and up to where leases were last looked at.
 --
