@@ -49,7 +49,8 @@ def test_init_in_a_folder_whose_name_is_no_module_name(project: Project) -> None
 def test_help_and_version(project: Project) -> None:
     shown = project.ok("--help").out
     for command in (
-        "init run batch start list show history signal cancel pause resume retry fork deadletters queues workers models doctor serve worker up purge"
+        "init run batch start list show history signal cancel pause resume retry fork deadletters models doctor serve worker up "
+        "purge queues workers"
     ).split():
         assert f"  {command} " in shown
     assert project.ok("--version").out.startswith("ziggurat ")
