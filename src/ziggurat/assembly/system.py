@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from ziggurat import codec
 from ziggurat.assembly.backends import LOCAL_QUEUES, build_orchestrator, build_queue
+from ziggurat.assembly.depths import Depths
 from ziggurat.assembly.endpoints import build_models
 from ziggurat.assembly.ledgers import recorder
 from ziggurat.assembly.models import child_bootstrap
@@ -148,6 +149,9 @@ class System:
         await orchestrator.open()
         self.orchestrator = orchestrator
         self._stack.push_async_callback(orchestrator.close)
+        if self._drive:
+            looking = asyncio.create_task(Depths(self.queue).run(), name="ziggurat-depths")
+            self._stack.push_async_callback(_end, looking)
 
     async def _open_control(self) -> None:
         assert self.orchestrator is not None
@@ -295,6 +299,11 @@ class Pool:
         for worker, _ in workers:
             worker.stop(grace)
         await asyncio.gather(*(task for _, task in workers), return_exceptions=True)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def _forget_models(models: Any) -> None:

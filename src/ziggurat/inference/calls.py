@@ -21,6 +21,7 @@ from ziggurat.inference.retrying import RetryOptions, backoff
 from ziggurat.inference.routes import Route, Standing, choose, misfit
 from ziggurat.program.context import current_attempt
 from ziggurat.records import Prompt
+from ziggurat.telemetry.catalogue import FALLBACKS, MODEL_RETRIES
 from ziggurat.units import human_seconds
 
 #: Look again at least this often while a breaker or a cool-down is waited for: another call's success ends it early.
@@ -68,6 +69,10 @@ class Call:
             if wait <= 0:
                 if not standing.attempts and not standing.limited:
                     standing.route.lane.budget.call(now)
+                if standing.asked:
+                    MODEL_RETRIES.labels(self.prompt.model).inc()
+                elif any(other.asked for other in self.standings):
+                    FALLBACKS.labels(self.prompt.model).inc()
                 standing.asked = True
                 standing.asked_with = standing.route.capabilities
                 return standing

@@ -24,6 +24,7 @@ from msgspec.structs import replace
 
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import ConfigurationError, EndpointFailed, EndpointUnreachable, InferenceError
+from ziggurat.inference import telling
 from ziggurat.inference.calls import Call
 from ziggurat.inference.interface import Endpoint, ModelConfig
 from ziggurat.inference.retrying import RetryOptions
@@ -33,6 +34,7 @@ from ziggurat.inference.tokens import TokenEstimator, byte_length, raw_tokens
 from ziggurat.program.context import current_attempt
 from ziggurat.program.llm import ModelCaller
 from ziggurat.records import CallRecord, Chunk, Completion, Prompt, Usage
+from ziggurat.telemetry.catalogue import GATE_SECONDS
 
 #: Receives the record of every attempt, failed ones included, in whatever thread made the call; must be quick and must not raise.
 Recorder = Callable[[CallRecord], None]
@@ -66,6 +68,7 @@ class Router(ModelCaller):
         self._ledger = ledger
         self._table = Routes(endpoints, models, self.clock, self.options, self._rng)
         self.tokens = TokenEstimator()
+        telling.show(self)
 
     # -- the verbs ---------------------------------------------------------------------------------------------------
 
@@ -114,6 +117,10 @@ class Router(ModelCaller):
         """Describe the routes of an alias as they stand. Raises ModelNotFound."""
         return self._table.views(model, self.clock.monotonic())
 
+    def standing(self) -> tuple[dict[str, tuple[int, int]], dict[tuple[str, str], str]]:
+        """Return calls under way and waiting by endpoint, and the breaker's state by endpoint and upstream model."""
+        return self._table.standing(self.clock.monotonic())
+
     @property
     def endpoints(self) -> Mapping[str, Endpoint]:
         """The endpoints, by name."""
@@ -145,7 +152,7 @@ class Router(ModelCaller):
         lane, clock = route.lane, self.clock
         shaped, unshaping = shape(call.prompt, route.capabilities)
         reserved = self._reservation(route, shaped)
-        await lane.gate.enter(reserved)
+        await self._enter(route, reserved)
         route.breaker.begin(clock.monotonic())
         used: float | None = None
         started_at, started = clock.time(), clock.monotonic()
@@ -172,7 +179,7 @@ class Router(ModelCaller):
         shaped, unshaping = shape(call.prompt, route.capabilities)
         reserved = self._reservation(route, shaped)
         async with asyncio.timeout(call.left()):
-            await lane.gate.enter(reserved)
+            await self._enter(route, reserved)
         route.breaker.begin(clock.monotonic())
         started_at, started = clock.time(), clock.monotonic()
         seen = _Seen()
@@ -207,6 +214,11 @@ class Router(ModelCaller):
         record = self._record(call, route, usage, started_at, clock.monotonic() - started, seen.first, "ok")
         last = replace(seen.final, usage=record.usage)
         yield last if unshaping is None else unshaping.chunk(last)
+
+    async def _enter(self, route: Route, reserved: float) -> None:
+        began = self.clock.monotonic()
+        await route.lane.gate.enter(reserved)
+        GATE_SECONDS.labels(route.lane.endpoint.name).observe(self.clock.monotonic() - began)
 
     def _reservation(self, route: Route, shaped: Prompt) -> float:
         if not route.lane.gate.counts_tokens:
@@ -260,6 +272,7 @@ class Router(ModelCaller):
             attempt = current_attempt()
             if attempt is not None:
                 attempt.record_call(record)
+        telling.called(record)
         if self._ledger is not None:
             self._ledger(record)
         return record

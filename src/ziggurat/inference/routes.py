@@ -134,6 +134,15 @@ class Routes:
             for r in self.of(model)
         ]
 
+    def standing(self, now: float) -> tuple[dict[str, tuple[int, int]], dict[tuple[str, str], str]]:
+        """Return calls under way and waiting by endpoint, and the breaker's state by endpoint and upstream model."""
+        calls = {name: (lane.gate.in_flight, lane.gate.waiting) for name, lane in self.lanes.items()}
+        breakers: dict[tuple[str, str], str] = {}
+        for text, breaker in list(self._breakers.items()):
+            endpoint, _, upstream = text.partition(":")
+            breakers[endpoint, upstream] = breaker.state(now)
+        return calls, breakers
+
     def _route(self, alias: str, text: str, model: ModelConfig) -> Route:
         name, _, upstream = text.partition(":")
         lane = self.lanes.get(name)

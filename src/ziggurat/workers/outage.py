@@ -7,6 +7,7 @@ import logging
 import random
 
 from ziggurat.errors import QueueUnavailable
+from ziggurat.telemetry.catalogue import QUEUE_OUTAGES
 
 logger = logging.getLogger("ziggurat.workers")
 
@@ -38,6 +39,7 @@ class Outage:
         if not self.since:
             self.since = asyncio.get_running_loop().time()
             self._pause = FIRST_PAUSE
+            QUEUE_OUTAGES.inc()
             trace = None if expected else error
             logger.warning("The worker %s cannot use its queue and keeps trying: %s", self._worker, self.sentence, exc_info=trace)
         pause = self._pause * random.uniform(0.75, 1.25)

@@ -12,6 +12,7 @@ from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import QueueUnavailable
 from ziggurat.queues.interface import Queue
 from ziggurat.records import Depth
+from ziggurat.telemetry.catalogue import POOL_WANTED, POOL_WORKERS
 from ziggurat.workers.autoscale import Decision, Load, Meter, Policy, Quota, Recent, Stats, desired
 from ziggurat.workers.pools.interface import PoolSeen, WorkerPool
 
@@ -64,6 +65,14 @@ class Scaler:
 
     async def run(self) -> None:
         """Look and scale until cancelled. While the queue is unavailable the pool stays as it is."""
+        stops = [POOL_WORKERS.watch(self._workers), POOL_WANTED.watch(self._wanted)]
+        try:
+            await self._run()
+        finally:
+            for stop in stops:
+                stop()
+
+    async def _run(self) -> None:
         down = False
         while True:
             try:
@@ -107,6 +116,14 @@ class Scaler:
         self.seen, self.depth, self.decision = seen, depth, decision
         await self.pool.scale(decision.count)
         return decision
+
+    def _workers(self) -> dict[tuple[str, ...], float]:
+        states = [worker.state for worker in self.seen.workers]
+        return {(self.pool.name, state): float(states.count(state)) for state in ("starting", "ready", "draining")}
+
+    def _wanted(self) -> dict[tuple[str, ...], float]:
+        decision = self.decision
+        return {(self.pool.name, decision.constraint): float(decision.count)} if decision is not None else {}
 
     def bound(self, **changes: int) -> None:
         """Change the policy's minimum or maximum while it runs."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 from msgspec import Raw
@@ -19,6 +20,7 @@ from ziggurat.orchestrator.embedded.execution import Step
 from ziggurat.program.failures import describe
 from ziggurat.queues.interface import Queue
 from ziggurat.records import PRIORITY_NORMAL, Concurrency, Lane, Message, Outcome, Rate, Run, message_id
+from ziggurat.telemetry.catalogue import DISPATCH_SECONDS, IN_FLIGHT, OUTBOX, OUTCOMES, QUEUE_SENT, RESENT
 
 log = logging.getLogger("ziggurat.orchestrator")
 
@@ -59,9 +61,14 @@ class Dispatcher:
         self._wake: asyncio.Event = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
+        self._unwatch: list[Callable[[], None]] = []
 
     def start(self) -> None:
         """Begin to hand over and to take in."""
+        self._unwatch = [
+            OUTBOX.watch(lambda: {(): float(len(self._outbox))}),
+            IN_FLIGHT.watch(lambda: {(): float(len(self.in_flight))}),
+        ]
         self._tasks = [
             asyncio.create_task(self._hand_over(), name="ziggurat-dispatch"),
             asyncio.create_task(self._take_in(), name="ziggurat-outcomes"),
@@ -75,6 +82,8 @@ class Dispatcher:
         for task in self._tasks[1:]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for stop in self._unwatch:
+            stop()
 
     def send(self, run: Run, step: Step) -> None:
         """Send the next attempt of a step, unless it is out already: an evicted run asks again for what it asked for before."""
@@ -184,10 +193,17 @@ class Dispatcher:
         if messages:
             await self.queue.send(messages)
             del self._outbox[: len(messages)]
+            self._sent(messages)
         acks = self._acks[:_BATCH]
         if acks:
             await self.queue.ack_outcomes(acks)
             del self._acks[: len(acks)]
+
+    def _sent(self, messages: list[Message]) -> None:
+        """Count messages that the queue took."""
+        DISPATCH_SECONDS.observe(max(0.0, self.clock.time() - messages[0].sent_at))
+        for queue, number in Counter(message.lane.queue for message in messages).items():
+            QUEUE_SENT.labels(queue).inc(number)
 
     async def _take_in(self) -> None:
         while True:
@@ -198,6 +214,8 @@ class Dispatcher:
                 await asyncio.sleep(_RETRY)
                 continue
             if outcomes:
+                for status, number in Counter(outcome.status for outcome in outcomes).items():
+                    OUTCOMES.labels(status).inc(number)
                 self._take(outcomes)
 
     async def _sweep_lost(self) -> None:
@@ -214,6 +232,7 @@ class Dispatcher:
                     lost = {id_: self.in_flight[id_][0] for id_ in missing if id_ in self.in_flight}
                     if lost:
                         log.warning("The queue has lost %d messages; they are sent again.", len(lost))
+                        RESENT.inc(len(lost))
                         self._resend(lost)
             except LayerUnreachable as error:
                 log.warning("The queue cannot be swept now and will be asked again: %s", error)

@@ -29,11 +29,13 @@ from ziggurat.orchestrator.embedded.options import EngineOptions
 from ziggurat.orchestrator.embedded.resident import Resident, attribution, rest_of, total_usage
 from ziggurat.orchestrator.embedded.store import Reader, event_row, run_row
 from ziggurat.orchestrator.embedded.surgery import current_generation
+from ziggurat.orchestrator.embedded.telling import Telling
 from ziggurat.orchestrator.embedded.timers import Timers
 from ziggurat.orchestrator.embedded.watching import Watchers
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.program.registry import Registry
 from ziggurat.records import STOPPED, Event, Run
+from ziggurat.telemetry.catalogue import RUNS_EVICTED
 from ziggurat.units import human_dollars
 
 #: Events that are not lost when a run continues as new while they are on the way to the disk.
@@ -83,6 +85,7 @@ class Driver:
         #: The highest key of a row of `runs`.
         self.last_key = reader.last_key()
         self.watchers = Watchers()
+        self.telling = Telling(self.watchers)
         self.timers = Timers(clock, due)
         self._evicting = False
         #: By id; the order is that of last use, oldest first.
@@ -129,8 +132,7 @@ class Driver:
             resident.arriving.remove(event)
         if after is not None:
             after()
-        if self.watchers:
-            self.watchers.event(resident.run, event)
+        self.telling.event(resident.run, event)
         execution = resident.execution
         if execution is None:
             return
@@ -251,6 +253,7 @@ class Driver:
     def evict(self, resident: Resident) -> None:
         """Forget a run; its history brings it back when something happens to it."""
         del self.residents[resident.run.id]
+        RUNS_EVICTED.inc()
         execution, resident.execution = resident.execution, None
         if resident.run.state != resident.row_state:
             self.write(Write(runs=[self.row(resident)]))
@@ -281,6 +284,7 @@ class Driver:
         resident.at = events[-1].at if events else run.created_at
         self.residents[run.id] = resident
         current = current_generation(events)
+        self.telling.replayed(len(current))
         resident.run = replace(run, usage=total_usage(run.carried, current))
         if not self._bring_up(resident, current):
             return None
@@ -341,8 +345,7 @@ class Driver:
 
     def _begin(self, resident: Resident, event: Event) -> None:
         resident.writes -= 1
-        if self.watchers:
-            self.watchers.event(resident.run, event)
+        self.telling.event(resident.run, event)
         self._bring_up(resident, [event])
 
     def go_on(self, resident: Resident) -> None:
@@ -392,7 +395,7 @@ class Driver:
 
     def _ended(self, resident: Resident, event: Event) -> None:
         resident.writes -= 1
-        self.watchers.event(resident.run, event)
+        self.telling.event(resident.run, event)
         self._leave(resident)
 
     def _leave(self, resident: Resident) -> None:

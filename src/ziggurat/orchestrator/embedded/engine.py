@@ -23,11 +23,13 @@ from ziggurat.orchestrator.embedded import guard
 from ziggurat.orchestrator.embedded.dispatch import Dispatcher
 from ziggurat.orchestrator.embedded.driver import Driver
 from ziggurat.orchestrator.embedded.family import Family
+from ziggurat.orchestrator.embedded.gauges import Gauges
 from ziggurat.orchestrator.embedded.inbox import Inbox
 from ziggurat.orchestrator.embedded.journal import Journal
 from ziggurat.orchestrator.embedded.lock import StateLock
 from ziggurat.orchestrator.embedded.newborn import fork_run, new_run
 from ziggurat.orchestrator.embedded.options import EngineOptions
+from ziggurat.orchestrator.embedded.recovery import recover
 from ziggurat.orchestrator.embedded.resident import Resident, step_views, total_usage
 from ziggurat.orchestrator.embedded.store import UNBURY, UNBURY_RUN, event_row, run_row
 from ziggurat.orchestrator.embedded.surgery import asked_at, current_generation, fork_events, retry_events
@@ -42,8 +44,6 @@ log = logging.getLogger("ziggurat.orchestrator")
 
 #: Longest time between two purges of what is past its retention, in seconds.
 _RETAIN_EVERY = 600.0
-#: Runs replayed between two looks at the event loop while an engine opens.
-_RECOVER_AT_ONCE = 100
 
 
 class EmbeddedOrchestrator(Orchestrator):
@@ -120,9 +120,10 @@ class EmbeddedOrchestrator(Orchestrator):
         gc.set_threshold(*self._thresholds[:2], max(self._thresholds[2], 100))
         self._open = True
         if self._drive:
+            self._gauges = Gauges(self.path, self.driver.residents, self.clock)
             self._dispatcher.start()
             self._tasks = [
-                asyncio.create_task(self._recover(), name="ziggurat-recover"),
+                asyncio.create_task(recover(self.driver), name="ziggurat-recover"),
                 asyncio.create_task(self._take_progress(), name="ziggurat-progress"),
             ]
             if self.options.retention is not None:
@@ -138,6 +139,8 @@ class EmbeddedOrchestrator(Orchestrator):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.driver.timers.stop()
         await self._dispatcher.stop()
+        if self._drive:
+            self._gauges.stop()
         for resident in builtins.list(self.driver.residents.values()):
             execution, resident.execution = resident.execution, None
             if execution is not None:
@@ -146,24 +149,6 @@ class EmbeddedOrchestrator(Orchestrator):
         self.lock.release()
         guard.uninstall()
         gc.set_threshold(*self._thresholds)
-
-    async def _recover(self) -> None:
-        """Go on with every run that was not at rest. Runs that wait cost one heap entry each until their moment comes."""
-        done = 0
-        for run_id, status, wake_at in builtins.list(self._journal.reader.unfinished()):
-            if run_id in self.driver.residents:
-                continue
-            if status == "waiting":
-                if wake_at is not None:
-                    self.driver.timers.add(wake_at, run_id, 0)
-            else:
-                try:
-                    self.driver.resident(run_id)
-                except Exception:
-                    log.exception("The run %s could not be taken up again; it is left as recorded.", run_id)
-            done += 1
-            if done % _RECOVER_AT_ONCE == 0:
-                await asyncio.sleep(0)
 
     # -- inside the engine ----------------------------------------------------------------------------------------
 
@@ -327,6 +312,7 @@ class EmbeddedOrchestrator(Orchestrator):
         resident.next_seq = (kept[-1].seq if kept else 0) + 1
         event = self.driver.event(resident, "run_forked", detail=f"{run} before step {step}")
         await self._journal.durable(Write([event_row(resident.key, e) for e in [*kept, event]], [run_row(resident.key, forked)]))
+        self.driver.telling.event(forked, event)
         self.driver.resident(forked.id)
         return self._stored(forked.id)
 

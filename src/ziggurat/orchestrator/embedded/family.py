@@ -6,6 +6,8 @@ it running, or ended, and never starts it twice. The event that ends a child and
 
 from __future__ import annotations
 
+from functools import partial
+
 from msgspec import Raw
 from msgspec.structs import replace
 
@@ -117,7 +119,7 @@ class Family:
         seq = parked[0].next_seq if parked is not None else last.seq + 1
         event = Event(seq=seq, kind="run_cancelled", at=max(last.at, driver.clock.time()), detail=reason)
         ended = replace(run, status="cancelled", reason=reason, ended_at=event.at, events=event.seq)
-        write = Write([event_row(key, event)], [run_row(key, ended)])
+        write = Write([event_row(key, event)], [run_row(key, ended)], done=partial(driver.telling.event, ended, event))
         self.tell_parent(ended, write)
         return write
 

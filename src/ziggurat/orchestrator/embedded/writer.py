@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from ziggurat.errors import StateUnusable
 from ziggurat.inference.ledger import CALL_VALUES, INSERT_CALL
 from ziggurat.orchestrator.embedded import store
+from ziggurat.telemetry.catalogue import COMMIT_SECONDS, COMMITS
 
 #: Rows of one INSERT. Few sizes, so that SQLite's statement cache holds them all; the largest stays below its limit of variables.
 _CHUNKS = (512, 64, 8, 1)
@@ -91,7 +93,10 @@ class Writer:
                 batch = self._take()
                 if not batch:
                     return
+                began = time.perf_counter()
                 self._commit(batch)
+                COMMIT_SECONDS.observe(time.perf_counter() - began)
+                COMMITS.observe(len(batch))
                 self.commits += 1
                 self._committed(batch)
         except (sqlite3.Error, OSError) as error:
