@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ziggurat.artifacts import Artifact
 from ziggurat.errors import (
+    ArtifactError,
     ChildRunError,
     DeadLettered,
     InferenceError,
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Artifact",
+    "ArtifactError",
     "ChildRunError",
     "Client",
     "Concurrent",

@@ -24,7 +24,7 @@ from ziggurat.errors import DefinitionError, InvalidData, PayloadTooLarge
 T = TypeVar("T")
 
 #: Payloads above this many bytes of JSON are refused; the settings can move it.
-PAYLOAD_LIMIT = 8 * 1024 * 1024
+PAYLOAD_LIMIT = 64 * 1024 * 1024
 
 
 class Codec(Generic[T]):

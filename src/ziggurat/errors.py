@@ -7,11 +7,13 @@ ZigguratError
 │   ├── UnknownName               no workflow, task, model, run or step of that name
 │   ├── InvalidData               a value does not fit its declared type
 │   ├── Conflict                  the verb does not apply to the run as it stands
-│   └── MissingExtra              an optional part is not installed
+│   ├── MissingExtra              an optional part is not installed
+│   └── KeyMissing                a payload is encrypted with a key that the settings do not hold
 ├── LayerUnreachable              exit 3: a layer cannot be used now
 │   ├── StateLocked               another process owns the state file
 │   ├── StateUnusable             the state file is corrupt, of a newer schema, or cannot be written
-│   └── QueueUnavailable          the queue's server is down or refuses us
+│   ├── QueueUnavailable          the queue's server is down or refuses us
+│   └── ArtifactsUnreachable      the artifact store is down, full or refuses us; retryable
 ├── RunEnded                      exit 1: the result that was awaited does not exist
 │   ├── RunFailed
 │   ├── RunCancelled
@@ -23,6 +25,9 @@ ZigguratError
 ├── ChildRunError                 what an awaited child run raises inside a workflow
 ├── SignalTimeout                 (also a TimeoutError) no signal came in time
 ├── PayloadTooLarge               a value is over the size limit
+├── ArtifactError                 a stored payload or file cannot be had as it was saved
+│   ├── ArtifactMissing           the store has no such object
+│   └── ArtifactCorrupt           its checksum or its seal does not fit
 ├── Overloaded                    a bounded lane is full
 └── InferenceError
     ├── EndpointUnreachable       no connection, or no answer in time; retryable
@@ -91,6 +96,10 @@ class MissingExtra(ConfigurationError):
         self.extra = extra
 
 
+class KeyMissing(ConfigurationError):
+    """A payload is encrypted with a key that [encryption.keys] does not hold. Nothing is lost; give the key and try again."""
+
+
 # -- a layer cannot be used now --------------------------------------------------------------------------------------
 
 
@@ -110,6 +119,10 @@ class StateUnusable(LayerUnreachable):
 
 class QueueUnavailable(LayerUnreachable):
     """The queue's server is down, refuses our credentials or cannot take writes."""
+
+
+class ArtifactsUnreachable(LayerUnreachable):
+    """The artifact store is down, full, or refuses our credentials."""
 
 
 # -- the awaited result does not exist -------------------------------------------------------------------------------
@@ -182,6 +195,20 @@ class SignalTimeout(ZigguratError, TimeoutError):
 
 class PayloadTooLarge(ConfigurationError):
     """A value's JSON is over the size limit."""
+
+
+class ArtifactError(ZigguratError):
+    """A stored payload or file cannot be had as it was saved. Another try will not help by itself."""
+
+    retryable = False
+
+
+class ArtifactMissing(ArtifactError):
+    """The artifact store has no object of that key; the text names it."""
+
+
+class ArtifactCorrupt(ArtifactError):
+    """What is stored is not what was saved: its checksum does not fit, or its seal was broken or belongs to another run."""
 
 
 class Overloaded(ZigguratError):

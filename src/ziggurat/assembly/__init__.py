@@ -6,6 +6,7 @@ load_settings ─▶ Settings ─▶ attach ─┬─ nobody owns the state file
 
 from __future__ import annotations
 
+from ziggurat.assembly.artifacts import build_payloads, build_store, script_library
 from ziggurat.assembly.attaching import Attachment, Mode, StateSeen, attach, look_at_state
 from ziggurat.assembly.backends import LOCAL_QUEUES, build_queue
 from ziggurat.assembly.endpoints import build_endpoint, build_models
@@ -23,11 +24,14 @@ __all__ = [
     "attach",
     "build_endpoint",
     "build_models",
+    "build_payloads",
     "build_queue",
+    "build_store",
     "ledger_files",
     "look_at_state",
     "make_importable",
     "recorder",
+    "script_library",
     "script_models",
     "use_models_in_child",
 ]

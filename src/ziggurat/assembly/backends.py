@@ -39,7 +39,14 @@ ORCHESTRATORS: Mapping[str, str] = {
     "embedded": "ziggurat.orchestrator.embedded.engine:EmbeddedOrchestrator",
     "temporal": "ziggurat.orchestrator.temporal.engine:TemporalOrchestrator",
 }
-EXTRAS = {"redis": "redis", "rabbitmq": "rabbitmq", "sqs": "sqs", "cloud-tasks": "cloud-tasks", "temporal": "temporal"}
+EXTRAS = {
+    "redis": "redis",
+    "rabbitmq": "rabbitmq",
+    "sqs": "sqs",
+    "cloud-tasks": "cloud-tasks",
+    "temporal": "temporal",
+    "objects": "artifacts",
+}
 
 
 def load_backend(layer: str, name: str, table: Mapping[str, str]) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from ziggurat import codec
+from ziggurat.artifacts import use_library
+from ziggurat.assembly.artifacts import build_payloads, child_settings
 from ziggurat.assembly.endpoints import build_models
 from ziggurat.assembly.ledgers import recorder
 from ziggurat.inference.ledger import Ledger
@@ -28,6 +30,7 @@ def child_bootstrap(settings: Settings) -> Any:
     config = {
         "inference": _without_secrets(settings.inference.model_dump()),
         "payload_limit": settings.orchestrator.payload_limit,
+        **child_settings(settings),
     }
     return Bootstrap(modules=tuple(settings.app.modules), call="ziggurat.assembly:use_models_in_child", config=config)
 
@@ -36,7 +39,9 @@ def use_models_in_child(config: Mapping[str, Any]) -> None:
     """Make models usable in a child process. Called there, by name, with the config of `child_bootstrap`."""
     codec.PAYLOAD_LIMIT = config["payload_limit"]
     inference = InferenceSettings.model_validate(config["inference"])
-    use_models(cast(ModelCaller, build_models(Settings().model_copy(update={"inference": inference}))))
+    settings = Settings.model_validate({"artifacts": config["artifacts"], "encryption": config["encryption"]})
+    use_models(cast(ModelCaller, build_models(settings.model_copy(update={"inference": inference}))))
+    use_library(build_payloads(settings).library)
 
 
 def _without_secrets(value: Any) -> Any:

@@ -11,6 +11,8 @@ from functools import partial
 from typing import Any, cast
 
 from ziggurat import codec
+from ziggurat.artifacts import Payloads, use_library
+from ziggurat.assembly.artifacts import build_payloads
 from ziggurat.assembly.backends import LOCAL_QUEUES, build_orchestrator, build_queue
 from ziggurat.assembly.depths import Depths
 from ziggurat.assembly.endpoints import build_models
@@ -34,6 +36,8 @@ log = logging.getLogger("ziggurat")
 
 #: The inference layers of the systems that are open in this process; direct calls use the newest.
 _models: list[Any] = []
+#: Likewise the artifacts.
+_libraries: list[Any] = []
 #: Seconds between two looks for queues that a pool with "*" does not serve yet.
 _NEW_QUEUES_EVERY = 1.0
 
@@ -71,6 +75,7 @@ class System:
         self._registry = registry
         self._stack = contextlib.AsyncExitStack()
         self.queue: Queue
+        self.payloads: Payloads
         self.orchestrator: Orchestrator | None = None
         self.control: ControlServer | None = None
         self.pools: list[Pool | ScaledPool] = []
@@ -106,6 +111,11 @@ class System:
                 f'Workers in processes of their own need a queue that processes share, and queue.backend is "{settings.queue.backend}"; '
                 "set it to sqlite or redis, or run `ziggurat serve`."
             )
+        self.payloads = build_payloads(settings)
+        library = self.payloads.library
+        _libraries.append(library)
+        use_library(library)
+        self._stack.callback(_forget_library, library)
         chosen = self._chosen_pools()
         embedded = self._orchestrate and settings.orchestrator.backend == "embedded"
         state = settings.state_path
@@ -304,6 +314,12 @@ class Pool:
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def _forget_library(library: Any) -> None:
+    _libraries.remove(library)
+    use_library(_libraries[-1] if _libraries else None)
+    library.close()
 
 
 async def _forget_models(models: Any) -> None:

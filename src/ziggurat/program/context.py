@@ -16,6 +16,7 @@ from typing import Any
 
 from msgspec import Raw, Struct
 
+from ziggurat.artifacts import Surroundings, ask_surroundings
 from ziggurat.program.options import RunOptions, TaskOptions
 from ziggurat.records import CallRecord
 
@@ -145,3 +146,12 @@ def attempting(attempt: AttemptContext) -> Iterator[None]:
     finally:
         _attempt.reset(token)
         _run.reset(run_token)
+
+
+def _surroundings() -> Surroundings:
+    """Tell artifacts where the code that calls them is."""
+    attempt = _attempt.get()
+    return Surroundings(_run.get() is not None, attempt.info.idempotency_key if attempt is not None else "")
+
+
+ask_surroundings(_surroundings)

@@ -7,7 +7,7 @@ import traceback
 from functools import lru_cache
 from typing import Any
 
-from ziggurat.errors import ChildRunError, DeadLettered, InferenceError, TaskCrashed, TaskError, TaskTimeout
+from ziggurat.errors import ArtifactError, ChildRunError, DeadLettered, InferenceError, TaskCrashed, TaskError, TaskTimeout
 from ziggurat.program.options import Retry, type_name
 from ziggurat.records import ErrorInfo, Outcome
 
@@ -24,7 +24,7 @@ def describe(error: BaseException, retry: Retry | None = None) -> ErrorInfo:
     """
     message = str(error) or type(error).__name__
     retryable = retry.permits(error) if retry is not None else True
-    if isinstance(error, InferenceError) and not error.retryable:
+    if isinstance(error, (InferenceError, ArtifactError)) and not error.retryable:
         retryable = False
     text = "".join(traceback.format_exception(error))
     first = _first_step_failure(error)

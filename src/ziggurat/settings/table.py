@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import Field, PrivateAttr
 
+from ziggurat.settings.artifacts import ArtifactSettings, EncryptionSettings
 from ziggurat.settings.inference import InferenceSettings
 from ziggurat.settings.types import Bytes, Count, OrchestratorBackend, Positive, QueueBackend, Seconds, Section, Url
 
@@ -44,7 +45,9 @@ class OrchestratorSettings(Section):
     )
     max_resident_runs: Positive = Field(10_000, description="Waiting runs kept in memory; more are evicted and replayed on wake.")
     retention: Seconds | None = Field(None, description="How long ended runs are kept; without it, until `ziggurat purge`.")
-    payload_limit: Bytes = Field(8 * 1024 * 1024, description="Largest arguments or result, as JSON.")
+    payload_limit: Bytes = Field(
+        64 * 1024 * 1024, description="Largest arguments or result, as JSON; larger ones must be files (`Artifact`)."
+    )
 
 
 class QueueSettings(Section):
@@ -82,6 +85,8 @@ class Settings(Section):
     queue: QueueSettings = QueueSettings()
     workers: dict[str, WorkerSettings] = Field({}, description="Pools of workers, by name.")
     inference: InferenceSettings = InferenceSettings()
+    artifacts: ArtifactSettings = ArtifactSettings()
+    encryption: EncryptionSettings = EncryptionSettings()
 
     _source: Path | None = PrivateAttr(None)
 

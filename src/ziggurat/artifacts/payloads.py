@@ -1,0 +1,251 @@
+"""The seam through which payloads enter and leave the wire: large ones are left at the store, secret ones are sealed.
+
+A payload is the JSON of arguments, a result, a signal, a heartbeat or a state, as a codec makes and takes it. Between its two ends it
+passes the orchestrator's history and a queue, which carry it without looking inside. `Payloads` stands at both ends:
+
+    program ─ JSON ─▶ seal(data, run) ─▶ history, queue, Temporal ─▶ open(data, run) ─ JSON ─▶ program
+
+Rules, which every backend keeps, so that each can rely on the others:
+
+1.  A verb of `orchestrator.interface.Orchestrator` takes and returns plain JSON. `orchestrator.sealing.SealedOrchestrator` wraps a backend
+    and seals and opens for it, bound to the run's id; `assembly` does the wrapping. Behind it everything is sealed: `StartRequest.payload`,
+    `Run.payload`, `Run.result`, `Run.state`, `Event.result`, `Event.input`, `Message.payload`, `Outcome.result`, heartbeats, progress.
+2.  The worker opens `Message.payload` with `Message.run`, and seals what the task returned with the same run.
+3.  Who runs a workflow's program opens what he hands to it, and seals what it asks for: a task's arguments and the run's own result for the
+    run itself, a child run's arguments for the child. A child's result is `rebind`-ed to its parent.
+4.  A backend with hooks of its own (Temporal's payload codec) calls `await seal` and `await open` there, where waiting is allowed.
+
+What travels is the JSON itself, unchanged, while it is small and no key is in use: then both calls cost a comparison or two. Otherwise it
+is an envelope, which is JSON too and begins with `{"$ziggurat":1`:
+
+    {"$ziggurat":1,"stored":KEY,"size":N,"sha256":HEX,"refs":[KEY…]}    over `inline_limit`: the JSON is the artifact KEY (claim check)
+    {"$ziggurat":1,"key":NAME,"sealed":BASE64,"refs":[KEY…]}            encrypted; inside is the JSON, or an envelope of the kind above
+    {"$ziggurat":1,"plain":BASE64,"refs":[KEY…]}                        JSON of the user's that itself begins like an envelope
+
+`refs` name the artifacts that the payload refers to, so that `artifact_keys` finds in any recorded payload what must be kept for it.
+A history from before encryption was turned on holds plain JSON, and stays readable.
+
+Claim checks are addressed by run and content: an attempt that is made again writes the same object again, and a run never shares an object
+with another run. Sealing is not idempotent: a sealed payload is never sealed again, but opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from ziggurat.artifacts.encryption import Keyring
+from ziggurat.artifacts.keys import artifact_keys, is_key
+from ziggurat.artifacts.library import Library
+from ziggurat.errors import ArtifactCorrupt, ConfigurationError, KeyMissing
+
+#: Payloads above this many bytes are stored, where nothing else is set. Under the limits of all brokers: SQS had 256 KiB until 2025.
+INLINE_LIMIT = 128 * 1024
+
+_PREFIX = b'{"$ziggurat":'
+_LENGTH = len(_PREFIX)
+_VERSION = 1
+
+Payload = bytes | Raw
+
+
+class Envelope(Struct, frozen=True, omit_defaults=True, rename={"version": "$ziggurat"}):
+    """What travels in place of a payload. One of `stored`, `sealed` and `plain` is set."""
+
+    version: int
+    #: The key of the artifact that holds it, its size in bytes and its SHA-256.
+    stored: str = ""
+    size: int = 0
+    sha256: str = ""
+    #: The name of the key that it is encrypted with, and the nonce and ciphertext.
+    key: str = ""
+    sealed: bytes = b""
+    #: True if what is sealed is the envelope of a stored payload.
+    fetch: bool = False
+    plain: bytes = b""
+    #: Keys of artifacts that it refers to.
+    refs: list[str] = []
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Envelope).decode
+
+
+def is_sealed(data: Payload) -> bool:
+    """Say whether a payload is an envelope."""
+    return memoryview(data)[:_LENGTH] == _PREFIX
+
+
+class Payloads:
+    """Seals and opens payloads. The plain methods never wait; `seal` and `open` may, on the event loop; `*_now` block.
+
+    Args:
+        library: where large payloads go; None leaves all of them inline.
+        keyring: the keys; None encrypts nothing.
+        inline_limit: bytes of JSON above which a payload is stored.
+    """
+
+    def __init__(
+        self, library: Library | None = None, *, keyring: Keyring | None = None, inline_limit: int = INLINE_LIMIT
+    ) -> None:
+        self.library = library
+        self._keyring = keyring
+        self._encrypts = keyring is not None and bool(keyring.use)
+        self._inline_limit = inline_limit if library is not None else float("inf")
+
+    # -- sealing -------------------------------------------------------------------------------------------------
+
+    def seal_small(self, data: bytes, run: str) -> bytes | None:
+        """Return what travels for a payload of that run, or None if it is so large that it must be stored first."""
+        if len(data) > self._inline_limit:
+            return None
+        if self._encrypts:
+            return self._encrypt(data, run, artifact_keys(data))
+        if data[:_LENGTH] == _PREFIX:
+            return _encode(Envelope(_VERSION, plain=data, refs=artifact_keys(data)))
+        return data
+
+    def seal_now(self, data: bytes, run: str) -> bytes:
+        """Return what travels for a payload of that run; stores it if need be. Raises ArtifactsUnreachable."""
+        small = self.seal_small(data, run)
+        return small if small is not None else self._store(data, run)
+
+    async def seal(self, data: bytes, run: str) -> bytes:
+        """As `seal_now`, beside the event loop."""
+        small = self.seal_small(data, run)
+        if small is not None:
+            return small
+        assert self.library is not None
+        return await self.library.in_thread(self._store, data, run)
+
+    def _store(self, data: bytes, run: str) -> bytes:
+        library = self.library
+        assert library is not None
+        digest = hashlib.sha256(data)
+        key = library.key_for(run, digest.digest())
+        library.put(key, data)
+        refs = artifact_keys(data)
+        envelope = _encode(Envelope(_VERSION, stored=key, size=len(data), sha256=digest.hexdigest(), refs=refs))
+        return self._encrypt(envelope, run, [key, *refs], fetch=True) if self._encrypts else envelope
+
+    def _encrypt(self, data: bytes, run: str, refs: list[str], *, fetch: bool = False) -> bytes:
+        keyring = self._keyring
+        assert keyring is not None
+        return _encode(Envelope(_VERSION, key=keyring.use, sealed=keyring.seal(data, run), fetch=fetch, refs=refs))
+
+    # -- opening -------------------------------------------------------------------------------------------------
+
+    def open_now(self, data: Payload, run: str) -> bytes:
+        """Return the JSON of a payload of that run; reads it from the store if it is there and not in memory.
+
+        Raises ArtifactMissing, ArtifactCorrupt, ArtifactsUnreachable, KeyMissing.
+        """
+        if not is_sealed(data):
+            return bytes(data)
+        envelope = self._unwrap(data, run)
+        return self._stored(envelope).get(envelope.stored, envelope.sha256) if envelope.stored else envelope.plain
+
+    async def open(self, data: Payload, run: str) -> bytes:
+        """As `open_now`, beside the event loop."""
+        if not is_sealed(data):
+            return bytes(data)
+        envelope = self._unwrap(data, run)
+        if not envelope.stored:
+            return envelope.plain
+        library = self._stored(envelope)
+        known = library.cached(envelope.stored)
+        return known if known is not None else await library.in_thread(library.get, envelope.stored, envelope.sha256)
+
+    def must_wait(self, data: Payload) -> bool:
+        """Say whether opening a payload means to read it from the store."""
+        if not is_sealed(data):
+            return False
+        envelope = _read(data)
+        if envelope.fetch:
+            return self.library is None or self.library.cached(envelope.refs[0]) is None
+        return bool(envelope.stored) and (self.library is None or self.library.cached(envelope.stored) is None)
+
+    def outline(self, data: Payload, run: str) -> bytes:
+        """Return a payload for people: its JSON, or what stands for it if it is stored. Raises ArtifactCorrupt, KeyMissing."""
+        if not is_sealed(data):
+            return bytes(data)
+        envelope = self._unwrap(data, run)
+        if not envelope.stored:
+            return envelope.plain
+        shown: dict[str, Any] = {"artifact": envelope.stored, "size": envelope.size, "sha256": envelope.sha256}
+        return msgspec.json.encode(shown)
+
+    def rebind(self, data: Payload, run: str, to: str) -> bytes:
+        """Return a sealed payload of one run as a payload of another, which refers to the same stored object. Never waits.
+
+        Raises ArtifactCorrupt, KeyMissing.
+        """
+        if not is_sealed(data):
+            return bytes(data)
+        outer = _read(data)
+        if not outer.key:
+            return bytes(data)
+        inner = self._decrypt(outer, run)
+        if self._encrypts:
+            return self._encrypt(inner, to, outer.refs, fetch=outer.fetch)
+        return inner if outer.fetch else self.seal_small(inner, to) or inner
+
+    def check_key(self, data: Payload) -> None:
+        """Raise KeyMissing if a payload is encrypted with a key that is not known here."""
+        if is_sealed(data):
+            name = _read(data).key
+            if name and (self._keyring is None or not self._keyring.holds(name)):
+                raise _no_key(name)
+
+    def _unwrap(self, data: Payload, run: str) -> Envelope:
+        """Return the envelope without its encryption: `plain` or `stored` is set."""
+        envelope = _read(data)
+        if not envelope.key:
+            return envelope
+        inner = self._decrypt(envelope, run)
+        return _read(inner) if envelope.fetch else Envelope(_VERSION, plain=inner)
+
+    def _decrypt(self, envelope: Envelope, run: str) -> bytes:
+        if self._keyring is None:
+            raise _no_key(envelope.key)
+        return self._keyring.open(envelope.key, envelope.sealed, run)
+
+    def _stored(self, envelope: Envelope) -> Library:
+        if not is_key(envelope.stored):
+            raise ArtifactCorrupt(
+                f"A payload names the artifact {envelope.stored[:80]!r}, which is no key; it was changed. Restore it."
+            )
+        if self.library is None:
+            raise ConfigurationError(
+                f"The payload is the artifact {envelope.stored}, and no artifact store is open here; set [artifacts] url as it was."
+            )
+        return self.library
+
+
+def _read(data: Payload) -> Envelope:
+    try:
+        envelope = _decode(data)
+    except msgspec.MsgspecError as error:
+        raise ArtifactCorrupt(
+            f"A recorded payload is damaged: its envelope does not hold together ({error}). Restore it."
+        ) from error
+    if envelope.version != _VERSION:
+        raise ArtifactCorrupt(
+            f"A recorded payload has an envelope of version {envelope.version}, and this Ziggurat reads {_VERSION}; it was written by a "
+            "newer one. Upgrade with: pip install -U ziggurat-agents"
+        )
+    return envelope
+
+
+def _no_key(name: str) -> KeyMissing:
+    return KeyMissing(
+        f"A payload is encrypted with the key {name!r}, which is not in [encryption.keys]; add it there, and set its variable. Nothing is "
+        "lost meanwhile."
+    )
+
+
+#: For parts that are used by themselves: everything stays inline, nothing is encrypted.
+INLINE = Payloads()
