@@ -16,8 +16,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from msgspec import Struct
 
-from ziggurat.errors import EndpointUnreachable
-from ziggurat.records import Chunk, Completion, Prompt
+from ziggurat.errors import EndpointUnreachable, ModelNotFound
+from ziggurat.records import Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt
 
 #: "1" lets model requests leave this machine, "0" forbids it, whatever runs.
 NETWORK_VARIABLE = "ZIGGURAT_ALLOW_MODEL_REQUESTS"
@@ -158,6 +158,13 @@ class Endpoint(ABC):
 
         Closing the iterator closes the upstream call. A stream that ends early raises EndpointFailed. Raises as `complete`.
         """
+
+    async def embed(self, prompt: EmbeddingPrompt, upstream: str) -> Embeddings:
+        """Return the vectors of one attempt, one for each input, in order. Usage and errors as for `complete`.
+
+        Not every kind of endpoint has embeddings; one that has none says that it does not serve the model, so that another route is asked.
+        """
+        raise ModelNotFound(f"The endpoint {self.name!r} has no embeddings.", endpoint=self.name, model=upstream)
 
     @abstractmethod
     async def models(self) -> list[str]:

@@ -17,8 +17,9 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -33,11 +34,14 @@ from ziggurat.inference.shaping import shape
 from ziggurat.inference.tokens import TokenEstimator, byte_length, raw_tokens
 from ziggurat.program.context import current_attempt
 from ziggurat.program.llm import ModelCaller
-from ziggurat.records import CallRecord, Chunk, Completion, Prompt, Usage
+from ziggurat.records import CallRecord, ChatMessage, Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt, Usage
 from ziggurat.telemetry.catalogue import GATE_SECONDS
 
 #: Receives the record of every attempt, failed ones included, in whatever thread made the call; must be quick and must not raise.
 Recorder = Callable[[CallRecord], None]
+
+#: A whole answer of an endpoint, with the usage that it reports.
+Answer = TypeVar("Answer", Completion, Embeddings)
 
 
 class Router(ModelCaller):
@@ -74,13 +78,32 @@ class Router(ModelCaller):
 
     async def complete(self, prompt: Prompt) -> Completion:
         call = self._call(prompt)
+        return await self._until_answered(call, lambda route: self._attempt(call, route))
+
+    async def embed(self, prompt: EmbeddingPrompt) -> Embeddings:
+        """Return the vectors of texts: limited, retried, priced and recorded like any call. Raises InferenceError."""
+        # To the limits and the estimates, the inputs are the prompt, and there is no answer to speak of.
+        said = [ChatMessage(role="user", content=text if isinstance(text, str) else " the" * len(text)) for text in prompt.inputs]
+        call = self._call(Prompt(messages=said, model=prompt.model, max_tokens=1, timeout=prompt.timeout))
+
+        async def ask(endpoint: Endpoint, shaped: Prompt, upstream: str) -> Embeddings:
+            return await endpoint.embed(replace(prompt, timeout=shaped.timeout), upstream)
+
+        async def attempt(route: Route) -> Embeddings:
+            answer, record = await self._ask(call, route, call.prompt, ask)
+            name = route.lane.endpoint.name
+            return replace(answer, usage=record.usage, model=prompt.model, endpoint=name, upstream=route.upstream, call=record)
+
+        return await self._until_answered(call, attempt)
+
+    async def _until_answered(self, call: Call, attempt: Callable[[Route], Awaitable[Answer]]) -> Answer:
         try:
             async with asyncio.timeout(call.left()):
                 while True:
                     standing = await call.next()
                     await standing.route.prepare()
                     try:
-                        return await self._attempt(call, standing.route)
+                        return await attempt(standing.route)
                     except (InferenceError, ConfigurationError) as error:
                         call.judge(standing, error)
         except TimeoutError:
@@ -149,15 +172,25 @@ class Router(ModelCaller):
     # -- one attempt -------------------------------------------------------------------------------------------------
 
     async def _attempt(self, call: Call, route: Route) -> Completion:
-        lane, clock = route.lane, self.clock
         shaped, unshaping = shape(call.prompt, route.capabilities)
+        answer, record = await self._ask(call, route, shaped, _complete)
+        if unshaping is not None:
+            answer = unshaping.completion(answer)
+        name = route.lane.endpoint.name
+        return replace(answer, usage=record.usage, model=call.prompt.model, endpoint=name, upstream=route.upstream, call=record)
+
+    async def _ask(
+        self, call: Call, route: Route, shaped: Prompt, ask: Callable[[Endpoint, Prompt, str], Awaitable[Answer]]
+    ) -> tuple[Answer, CallRecord]:
+        """Make one attempt at a whole answer, and record it."""
+        lane, clock = route.lane, self.clock
         reserved = self._reservation(route, shaped)
         await self._enter(route, reserved)
         route.breaker.begin(clock.monotonic())
         used: float | None = None
         started_at, started = clock.time(), clock.monotonic()
         try:
-            answer = await lane.endpoint.complete(replace(shaped, timeout=call.left()), route.upstream)
+            answer = await ask(lane.endpoint, replace(shaped, timeout=call.left()), route.upstream)
             usage = self._counted(route, shaped, answer.usage, _size(answer))
             used = float(usage.input_tokens + usage.output_tokens)
         except BaseException as error:
@@ -167,12 +200,7 @@ class Router(ModelCaller):
             lane.gate.leave(reserved, used)
         route.breaker.success()
         lane.gate.succeeded()
-        record = self._record(call, route, usage, started_at, clock.monotonic() - started, None, "ok")
-        if unshaping is not None:
-            answer = unshaping.completion(answer)
-        return replace(
-            answer, usage=record.usage, model=call.prompt.model, endpoint=lane.endpoint.name, upstream=route.upstream, call=record
-        )
+        return answer, self._record(call, route, usage, started_at, clock.monotonic() - started, None, "ok")
 
     async def _attempt_stream(self, call: Call, route: Route) -> AsyncGenerator[Chunk, None]:
         lane, clock = route.lane, self.clock
@@ -324,7 +352,13 @@ class _Seen:
         return None
 
 
-def _size(answer: Completion) -> int:
+def _complete(endpoint: Endpoint, prompt: Prompt, upstream: str) -> Awaitable[Completion]:
+    return endpoint.complete(prompt, upstream)
+
+
+def _size(answer: Completion | Embeddings) -> int:
+    if isinstance(answer, Embeddings):
+        return 0
     return (
         byte_length(answer.text) + byte_length(answer.reasoning) + sum(len(c.name) + len(c.arguments) for c in answer.tool_calls)
     )

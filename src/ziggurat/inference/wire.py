@@ -8,12 +8,25 @@ without an id or an index.
 
 from __future__ import annotations
 
-from typing import Any
+import base64
+import struct
+from typing import Any, NoReturn
 
 import msgspec
 from msgspec import Struct
 
-from ziggurat.records import ChatMessage, Chunk, Completion, FinishReason, Prompt, Tool, ToolCall, Usage
+from ziggurat.records import (
+    ChatMessage,
+    Chunk,
+    Completion,
+    EmbeddingPrompt,
+    Embeddings,
+    FinishReason,
+    Prompt,
+    Tool,
+    ToolCall,
+    Usage,
+)
 
 _Content = str | list[dict[str, Any]] | None
 
@@ -63,6 +76,14 @@ def request_body(prompt: Prompt, upstream: str, *, stream: bool) -> bytes:
     return _encode(body)
 
 
+def embedding_body(prompt: EmbeddingPrompt, upstream: str) -> bytes:
+    """Return the JSON of a request for embeddings."""
+    body: dict[str, Any] = {"model": upstream, "input": prompt.inputs}
+    if prompt.dimensions is not None:
+        body["dimensions"] = prompt.dimensions
+    return _encode({**body, **prompt.extra})
+
+
 def message(m: ChatMessage) -> dict[str, Any]:
     """Return one message as the dialect writes it."""
     out: dict[str, Any] = {"role": m.role, "content": m.content}
@@ -89,7 +110,10 @@ def schema_name(name: str) -> str:
 
 def _tool(tool: Tool) -> dict[str, Any]:
     parameters = tool.parameters or {"type": "object", "properties": {}}
-    return {"type": "function", "function": {"name": tool.name, "description": tool.description, "parameters": parameters}}
+    function: dict[str, Any] = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    if tool.strict:
+        function["strict"] = True
+    return {"type": "function", "function": function}
 
 
 def _choice(choice: str) -> Any:
@@ -155,6 +179,20 @@ class _Answer(Struct):
 
 _decoder = msgspec.json.Decoder(_Answer)
 
+
+class _Vector(Struct):
+    embedding: list[float] | str
+    index: int = 0
+
+
+class _Vectors(Struct):
+    data: list[_Vector] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
+_vectors = msgspec.json.Decoder(_Vectors)
+
 _FINISH: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -200,6 +238,30 @@ def decode_completion(data: bytes) -> Completion:
         reasoning=said.reasoning_content or said.reasoning or "",
         usage=usage_of(answer.usage),
     )
+
+
+def decode_embeddings(data: bytes, count: int) -> Embeddings:
+    """Return the vectors of an answer, in the order of the inputs. Raises as `decode_completion`."""
+    try:
+        answer = _vectors.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        _raise_misfit(data, error)
+    if answer.error:
+        raise error_of(answer.error)
+    if len(answer.data or ()) != count:
+        raise Nonsense(f"it has {len(answer.data or ())} vectors for {count} inputs")
+    entries = sorted(answer.data or (), key=lambda entry: entry.index)
+    vectors = [e.embedding if isinstance(e.embedding, list) else _unpacked(e.embedding) for e in entries]
+    return Embeddings(vectors=vectors, usage=usage_of(answer.usage))
+
+
+def _unpacked(packed: str) -> list[float]:
+    """Return a vector that came as base64 of little-endian float32, OpenAI's encoding_format "base64"."""
+    try:
+        data = base64.b64decode(packed, validate=True)
+        return list(struct.unpack(f"<{len(data) // 4}f", data))
+    except (ValueError, struct.error):
+        raise Nonsense("a vector is neither a list of numbers nor base64") from None
 
 
 def decode_event(data: bytes) -> tuple[Chunk | None, str]:
@@ -279,13 +341,17 @@ def _decode(data: bytes) -> _Answer:
     try:
         answer = _decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        reported = error_body(data)
-        if reported is not None and b'"error"' in data:
-            raise reported from None
-        raise Nonsense(f"{error}; it begins with {_short(data[:80].decode(errors='replace'))!r}") from None
+        _raise_misfit(data, error)
     if answer.error:
         raise error_of(answer.error)
     return answer
+
+
+def _raise_misfit(data: bytes, error: Exception) -> NoReturn:
+    reported = error_body(data)
+    if reported is not None and b'"error"' in data:
+        raise reported from None
+    raise Nonsense(f"{error}; it begins with {_short(data[:80].decode(errors='replace'))!r}") from None
 
 
 def _piece(number: int, call: _ToolCall) -> tuple[int, str, str, str]:

@@ -35,6 +35,8 @@ class Tool(Struct, frozen=True, omit_defaults=True, kw_only=True):
     name: str
     description: str = ""
     parameters: dict[str, Any] = {}
+    #: The endpoint holds the arguments to the schema, where it can (OpenAI's strict functions).
+    strict: bool = False
 
 
 class Prompt(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -71,6 +73,33 @@ class Completion(Struct, frozen=True, omit_defaults=True, kw_only=True):
     #: Text of a refusal, where the endpoint reports one.
     refusal: str = ""
     reasoning: str = ""
+    usage: Usage = Usage()
+    #: The alias, the endpoint and the upstream model that served it.
+    model: str = ""
+    endpoint: str = ""
+    upstream: str = ""
+    #: The ledger entry of the call.
+    call: CallRecord | None = None
+
+
+class EmbeddingPrompt(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A request for the embeddings of texts, independent of the endpoint that will serve it."""
+
+    #: Texts, or texts as the token numbers of the model's own tokenizer.
+    inputs: list[str | list[int]]
+    model: str = "default"
+    #: The length of the vectors, where the model lets one choose.
+    dimensions: int | None = None
+    #: Seconds that the caller waits, all routes and retries included.
+    timeout: float | None = None
+    #: Endpoint-specific fields, sent as they are.
+    extra: dict[str, Any] = {}
+
+
+class Embeddings(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The vectors of an EmbeddingPrompt's inputs, in their order."""
+
+    vectors: list[list[float]] = []
     usage: Usage = Usage()
     #: The alias, the endpoint and the upstream model that served it.
     model: str = ""

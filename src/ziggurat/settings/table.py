@@ -18,6 +18,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import Field, PrivateAttr
 
 from ziggurat.settings.artifacts import ArtifactSettings, EncryptionSettings
+from ziggurat.settings.gateway import GatewaySettings
 from ziggurat.settings.inference import InferenceSettings
 from ziggurat.settings.types import Bytes, Count, OrchestratorBackend, Positive, QueueBackend, Seconds, Section, Url
 
@@ -87,6 +88,7 @@ class Settings(Section):
     inference: InferenceSettings = InferenceSettings()
     artifacts: ArtifactSettings = ArtifactSettings()
     encryption: EncryptionSettings = EncryptionSettings()
+    gateway: GatewaySettings = GatewaySettings()
 
     _source: Path | None = PrivateAttr(None)
 

@@ -31,13 +31,16 @@ from ziggurat.inference.backends.scripted import (
     Script,
     ScriptOptions,
     create,
+    embedding_question,
+    embedding_tokens,
     tokens_of,
     usage_for,
+    vectors_of,
     within,
 )
 from ziggurat.inference.interface import EndpointConfig, ModelConfig
 from ziggurat.inference.router import Router
-from ziggurat.records import ChatMessage, Prompt, Tool, ToolCall, Usage
+from ziggurat.records import ChatMessage, EmbeddingPrompt, Prompt, Tool, ToolCall, Usage
 
 __all__ = ["Behaviour", "Fault", "FaultyUpstream", "Reply", "Script", "ScriptOptions", "scripted_models"]
 
@@ -99,6 +102,7 @@ class FaultyUpstream:
         """Listen."""
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/embeddings", self._embeddings)
         app.router.add_get("/v1/models", self._models)
         # Cancelling the handler when its client goes away is how the tests see that a cancelled call is closed upstream.
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
@@ -133,6 +137,24 @@ class FaultyUpstream:
         refusal = self._refusal(request)
         listed = [{"id": name, "object": "model"} for name in self.script.options.models]
         return refusal or _json({"object": "list", "data": listed})
+
+    async def _embeddings(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(await request.read())
+        self.requests += 1
+        self.bodies = [*self.bodies[-999:], body]
+        refusal = self._refusal(request)
+        if refusal is not None:
+            return refusal
+        inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        prompt = EmbeddingPrompt(inputs=inputs, model=body.get("model", ""), dimensions=body.get("dimensions"))
+        reply = self.script.reply(embedding_question(prompt))
+        await asyncio.sleep(reply.first_token or 0.0)
+        if reply.fault is not None:
+            return await self._fault(reply)
+        data = [{"object": "embedding", "index": number, "embedding": vector} for number, vector in enumerate(vectors_of(prompt))]
+        tokens = embedding_tokens(prompt)
+        usage = {} if reply.no_usage else {"usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+        return _json({"object": "list", "data": data, "model": prompt.model, **usage})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read())

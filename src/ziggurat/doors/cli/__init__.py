@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ziggurat.doors.cli import batch, deadletters, doctor, init, models, queues, run, runs, serve, verbs
+from ziggurat.doors.cli import batch, deadletters, doctor, gateway, init, models, queues, run, runs, serve, verbs
 from ziggurat.doors.cli.common import INTERRUPTED, answer, report, say
 from ziggurat.doors.cli.logs import show_logs
 
@@ -68,6 +68,7 @@ for _name, _command in (
     app.command(_name)(_command)
 app.add_typer(deadletters.app, name="deadletters")
 app.add_typer(models.app, name="models")
+app.add_typer(gateway.app, name="gateway")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

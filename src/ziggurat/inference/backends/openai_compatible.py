@@ -25,7 +25,7 @@ from ziggurat.inference import wire
 from ziggurat.inference.failures import Failures
 from ziggurat.inference.interface import Capabilities, Endpoint, EndpointConfig, is_loopback, require_network, shown_url
 from ziggurat.inference.sse import Events, EventTooLong
-from ziggurat.records import Chunk, Completion, Prompt
+from ziggurat.records import Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt
 
 #: The longest answer, streamed or not, and the longest error body that is read.
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
@@ -66,6 +66,7 @@ class OpenAICompatible(Endpoint):
         place = parts.netloc.rpartition("@")[2] if keyed else parts.netloc
         path = parts.path.rstrip("/")
         self._url = urlunsplit((parts.scheme, place, path + "/chat/completions", parts.query, ""))
+        self._embeddings_url = urlunsplit((parts.scheme, place, path + "/embeddings", parts.query, ""))
         self._models_url = urlunsplit((parts.scheme, place, path + "/models", parts.query, ""))
         values = (value for _, value in parse_qsl(parts.query))
         secrets = (config.api_key, *config.headers.values(), parts.password or "", *values)
@@ -108,6 +109,15 @@ class OpenAICompatible(Endpoint):
                     await opened.__aexit__(None, None, None)
         finally:
             watch.stop()
+
+    async def embed(self, prompt: EmbeddingPrompt, upstream: str) -> Embeddings:
+        body = wire.embedding_body(prompt, upstream)
+        seconds = self.config.timeouts.total if prompt.timeout is None else min(prompt.timeout, self.config.timeouts.total)
+        with self._translated(upstream, seconds):
+            async with asyncio.timeout(seconds), self._request("POST", self._embeddings_url, body, {}, upstream) as response:
+                data = await self._read(response, upstream)
+        with self._understood(data, upstream):
+            return wire.decode_embeddings(data, len(prompt.inputs))
 
     async def models(self) -> list[str]:
         seconds = self.config.timeouts.connect + 20.0
@@ -192,8 +202,14 @@ class OpenAICompatible(Endpoint):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _completion(self, data: bytes, upstream: str) -> Completion:
-        try:
+        with self._understood(data, upstream):
             return wire.decode_completion(data)
+
+    @contextmanager
+    def _understood(self, data: bytes, upstream: str) -> Iterator[None]:
+        """Turn what the decoder says of an answer into errors of ours."""
+        try:
+            yield
         except wire.ErrorBody as error:
             raise self._failures.of_error(error, upstream, time.time()) from None
         except wire.Nonsense as error:

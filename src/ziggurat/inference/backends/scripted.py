@@ -33,7 +33,7 @@ from ziggurat.errors import (
 from ziggurat.inference.backends.sample_json import sample, words
 from ziggurat.inference.interface import Capabilities, Endpoint, EndpointConfig, Structured, ToolSupport
 from ziggurat.inference.tokens import raw_tokens
-from ziggurat.records import ChatMessage, Chunk, Completion, Prompt, ToolCall, Usage
+from ziggurat.records import ChatMessage, Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt, ToolCall, Usage
 
 #: What can go wrong on demand. "rate_limited" is a 429, "failed" a 500, "timeout" no answer at all, "cut" a stream that ends early,
 #: "nonsense" a 200 that is no JSON; the others are a 401, a 404 and a 400.
@@ -59,6 +59,9 @@ class Reply(Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
     no_usage: bool = False
 
+
+#: Numbers of an embedding that names no other length.
+VECTOR_LENGTH = 64
 
 #: Decides a call from the prompt and how often it was asked before. Text, a value to be written as JSON, or a Reply; None: no opinion.
 Behaviour = Callable[[Prompt, int], "Reply | str | dict[str, Any] | list[Any] | None"]
@@ -181,6 +184,28 @@ def usage_for(prompt: Prompt, reply: Reply) -> Usage:
     return Usage(calls=1, input_tokens=inputs, output_tokens=outputs, cached_tokens=min(reply.cached_tokens, inputs))
 
 
+def embedding_question(prompt: EmbeddingPrompt) -> Prompt:
+    """Return a request for embeddings as the prompt that decides its script."""
+    texts = [text if isinstance(text, str) else str(text) for text in prompt.inputs]
+    return Prompt(messages=[ChatMessage(role="user", content=text) for text in texts], model=prompt.model, timeout=prompt.timeout)
+
+
+def embedding_tokens(prompt: EmbeddingPrompt) -> int:
+    """Return the tokens that a request for embeddings reports."""
+    return sum(len(text) if isinstance(text, list) else max(1, len(tokens_of(text))) for text in prompt.inputs)
+
+
+def vectors_of(prompt: EmbeddingPrompt) -> list[list[float]]:
+    """Return a unit vector for each input, made from its hash: equal texts have equal vectors, others nearly orthogonal ones."""
+    found = []
+    for text in prompt.inputs:
+        rng = random.Random(hashlib.blake2b(_encode(text), digest_size=16).digest())
+        drawn = [rng.gauss(0.0, 1.0) for _ in range(prompt.dimensions or VECTOR_LENGTH)]
+        length = math.sqrt(sum(x * x for x in drawn)) or 1.0
+        found.append([x / length for x in drawn])
+    return found
+
+
 def tokens_of(text: str) -> list[str]:
     """Cut a text into pieces as a stream would bring them; together they are the text."""
     return re.findall(r"\s*\S{1,6}|\s+$", text)
@@ -268,6 +293,8 @@ class ScriptedEndpoint(Endpoint):
                 yield Chunk(tool_calls=[(number, "", "", call.arguments[:half])])
                 yield Chunk(tool_calls=[(number, "", "", call.arguments[half:])])
             usage = usage_for(prompt, reply)
+            if finish == "length" and usage.calls:
+                usage = replace(usage, output_tokens=prompt.max_tokens or 0)
             ended = True
             yield Chunk(finish="tool_calls" if reply.tool_calls else finish, usage=usage if usage.calls else None)
         except (asyncio.CancelledError, GeneratorExit):
@@ -275,6 +302,21 @@ class ScriptedEndpoint(Endpoint):
             raise
         finally:
             self.open_calls -= 1
+
+    async def embed(self, prompt: EmbeddingPrompt, upstream: str) -> Embeddings:
+        asked = embedding_question(prompt)
+        reply = self._begin(asked)
+        try:
+            await self._wait(reply.first_token or 0.0, reply, self._ends(asked), upstream)
+            if reply.fault is not None:
+                raise self._error(reply, upstream)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.open_calls -= 1
+        tokens = 0 if reply.no_usage else embedding_tokens(prompt)
+        return Embeddings(vectors=vectors_of(prompt), usage=Usage(calls=1, input_tokens=tokens) if tokens else Usage())
 
     async def models(self) -> list[str]:
         return list(self.script.options.models)

@@ -1,0 +1,82 @@
+"""gateway: the OpenAI-compatible door to the models, and its virtual keys."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ziggurat.doors.cli.common import AsJson, Config, answer_json, run_async, say
+
+if TYPE_CHECKING:
+    from ziggurat.settings import Settings
+
+app = typer.Typer(help="Serve the models to OpenAI clients, with virtual keys.", invoke_without_command=True)
+
+
+@app.callback()
+def serve_gateway(
+    context: typer.Context,
+    host: Annotated[str | None, typer.Option(help="The address to listen on, in place of gateway.host.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The port, in place of gateway.port; 0 takes a free one.")
+    ] = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Serve the models of [inference.models] to OpenAI clients, until SIGTERM.
+
+    On SIGTERM it answers new requests with 503, lets answers under way end within the grace period, and exits.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from ziggurat.settings import load_settings
+
+    settings = load_settings(config)
+    changes = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    if changes:
+        settings = settings.model_copy(update={"gateway": settings.gateway.model_copy(update=changes)})
+    raise typer.Exit(run_async(_serve(settings, as_json)))
+
+
+async def _serve(settings: Settings, as_json: bool) -> int:
+    from ziggurat.assembly import build_models
+    from ziggurat.doors.cli.logs import show_logs
+    from ziggurat.doors.gateway import Gateway
+
+    show_logs(staying=True)
+    models = build_models(settings)
+    gateway = Gateway(models, settings.gateway)
+    asked = asyncio.Event()
+    try:
+        await gateway.start()
+        _tell(gateway.base_url, models.aliases(), as_json)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, asked.set)
+        await asked.wait()
+        asked.clear()
+        if gateway.in_flight:
+            say(f"Draining: {gateway.in_flight} requests are under way. Again ends them now.")
+        hurry = asyncio.create_task(asked.wait())
+        draining = asyncio.create_task(gateway.drain())
+        await asyncio.wait({hurry, draining}, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        draining.cancel()
+        if gateway.in_flight:
+            say(f"{gateway.in_flight} requests were cut.")
+    finally:
+        await gateway.close()
+        await models.close()
+    say("Stopped.")
+    return 0
+
+
+def _tell(base_url: str, aliases: list[str], as_json: bool) -> None:
+    described: dict[str, Any] = {"base_url": base_url, "models": aliases}
+    if as_json:
+        answer_json(described)
+    else:
+        say(f"Serving {', '.join(aliases)} at {base_url}. End with SIGTERM or Ctrl-C.")

@@ -1,0 +1,62 @@
+"""POST /v1/chat/completions, and the streaming that the other doors share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import aclosing
+
+from aiohttp import web
+
+from ziggurat.doors.gateway import answers
+from ziggurat.doors.gateway.exchange import Exchange
+from ziggurat.doors.gateway.refusals import refusal_of
+from ziggurat.doors.gateway.requests import chat_prompt
+from ziggurat.errors import OutputRefused, ZigguratError
+from ziggurat.inference.router import Router
+from ziggurat.records import Chunk, Prompt
+
+
+async def chat(x: Exchange, models: Router) -> web.StreamResponse:
+    """Answer a chat completion, whole or as a stream."""
+    asked, prompt = chat_prompt(await x.body())
+    x.admit(prompt.model)
+    if not asked.stream:
+        completion = await models.complete(prompt)
+        return x.served(answers.chat_body(completion, x.id, x.created, prompt.model), completion.call)
+    usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
+    writer = answers.ChatStream(x.id, x.created, prompt.model, usage=usage)
+    return await relay(x, models, prompt, writer.chunk, writer.refused)
+
+
+async def relay(
+    x: Exchange, models: Router, prompt: Prompt, write: Callable[[Chunk], bytes], refused: Callable[[str], bytes]
+) -> web.StreamResponse:
+    """Stream an answer. What fails before its first piece is an error with a status; what fails later is an event.
+
+    Args:
+        write: returns the events of a chunk; those of the last one end the stream.
+        refused: returns the events of a model that declined to answer.
+    """
+    async with aclosing(models.stream(prompt)) as chunks:
+        try:
+            first = await anext(chunks)
+        except OutputRefused as refusal:
+            await x.begin()
+            await x.write(refused(_said(refusal)))
+            return await x.end()
+        await x.begin()
+        await x.write(write(first))
+        try:
+            async for chunk in chunks:
+                await x.write(write(chunk))
+        except OutputRefused as refusal:
+            await x.write(refused(_said(refusal)))
+        except ZigguratError as error:
+            x.failed = refusal_of(error)
+            await x.write(answers.error_event(x.failed.shape()))
+    return await x.end()
+
+
+def _said(refusal: OutputRefused) -> str:
+    """Return the model's own words of a refusal."""
+    return str(refusal).partition("declined to answer: ")[2] or str(refusal)

@@ -1,0 +1,177 @@
+"""One request at the gateway: its body, its caller, its account, and the ways to answer it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from msgspec import Raw
+
+from ziggurat.doors.gateway.refusals import Refusal
+from ziggurat.program.context import AttemptContext, TaskInfo, attempting
+from ziggurat.records import CallRecord
+
+if TYPE_CHECKING:
+    from ziggurat.doors.gateway.callers import Caller
+
+_JSON = "application/json"
+#: The longest value of an attribution header.
+NAME_LENGTH_MAX = 200
+
+
+class Bounds:
+    """What the gateway bounds of every request."""
+
+    __slots__ = ("body_limit", "read_timeout")
+
+    def __init__(self, body_limit: int, read_timeout: float) -> None:
+        self.body_limit, self.read_timeout = body_limit, read_timeout
+
+
+class Exchange(AttemptContext):
+    """A request and its answer. It surrounds its model call, so that every attempt is put to its account."""
+
+    def __init__(self, request: web.BaseRequest, bounds: Bounds, id_: str) -> None:
+        self.request, self._bounds = request, bounds
+        self.id = id_
+        self.created = int(time.time())
+        self.namespace = "default"
+        self.caller: Caller | None = None
+        self.calls: list[CallRecord] = []
+        self.info = _NOBODY
+        #: The alias that was asked for, for metrics.
+        self.model = ""
+        self.response: web.StreamResponse | None = None
+        #: The error that it was answered with, if it was.
+        self.failed: Refusal | None = None
+        #: When the write that is under way began, by the loop's clock; None if none is.
+        self.writing_since: float | None = None
+
+    # -- in ----------------------------------------------------------------------------------------------------------
+
+    async def body(self) -> bytes:
+        """Return the whole body. Raises Refusal if it is too large or too slow."""
+        request, limit = self.request, self._bounds.body_limit
+        if (request.content_length or 0) > limit:
+            raise self._too_large()
+        try:
+            if request.content.is_eof():
+                return await request.read()
+            async with asyncio.timeout(self._bounds.read_timeout):
+                return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise self._too_large() from None
+        except TimeoutError:
+            text = f"The request body did not arrive within {self._bounds.read_timeout:g} s."
+            raise Refusal(408, text, code="request_timeout", again=False) from None
+        except web.RequestPayloadError as error:
+            raise Refusal(400, f"The request body cannot be read: {error}.", code="invalid_body") from None
+
+    def _too_large(self) -> Refusal:
+        text = f"The request body is larger than {self._bounds.body_limit:,} bytes; send less, or raise gateway.body_limit."
+        return Refusal(413, text, code="request_too_large")
+
+    def attribute(self, namespace: str) -> None:
+        """Take in on whose behalf the request is made, from its headers. Raises Refusal for a value that is no name."""
+        run, workflow = self._named("X-Ziggurat-Run"), self._named("X-Ziggurat-Workflow")
+        self.namespace = namespace or self._named("X-Ziggurat-Tenant") or "default"
+        if run or workflow:
+            self.info = TaskInfo(task="", run=run, workflow=workflow)
+
+    def admit(self, model: str) -> None:
+        """Take in which alias is asked for. Raises Refusal if the caller may not call it."""
+        self.model = model
+        if self.caller is not None:
+            self.caller.allow(model)
+
+    def _named(self, header: str) -> str:
+        value = self.request.headers.get(header, "")
+        if value and (len(value) > NAME_LENGTH_MAX or not value.isprintable()):
+            text = f"The header {header} must be printable text of at most {NAME_LENGTH_MAX} characters."
+            raise Refusal(400, text, param=header)
+        return value
+
+    @contextlib.contextmanager
+    def accounting(self) -> Iterator[None]:
+        """Put the model calls of this block to the exchange's account."""
+        with attempting(self):
+            yield
+
+    # -- the model call's surroundings -------------------------------------------------------------------------------
+
+    def record_call(self, call: CallRecord) -> None:
+        self.calls.append(call)
+
+    def heartbeat(self, details: bytes | None) -> None:
+        return
+
+    def last_heartbeat(self) -> Raw | None:
+        return None
+
+    def emit(self, kind: str, data: bytes) -> None:
+        return
+
+    # -- out ---------------------------------------------------------------------------------------------------------
+
+    def answer(self, body: bytes, status: int = 200, more: dict[str, str] | None = None) -> web.Response:
+        """Return a whole answer in JSON."""
+        headers = {"Content-Type": _JSON, "x-request-id": self.id, "Server": "ziggurat"}
+        if more:
+            headers |= more
+        return web.Response(body=body, status=status, headers=headers)
+
+    def served(self, body: bytes, call: CallRecord | None) -> web.Response:
+        """Return a model's whole answer; the headers say what it cost and which route served it."""
+        if call is None:
+            return self.answer(body)
+        route = f"{call.endpoint}:{call.upstream}"
+        return self.answer(body, more={"x-ziggurat-route": route, "x-ziggurat-cost-usd": f"{call.usage.cost_usd:.8f}"})
+
+    def refuse(self, refusal: Refusal) -> web.Response:
+        """Return an error as the answer."""
+        return self.answer(refusal.body(), refusal.status, refusal.headers())
+
+    async def begin(self) -> None:
+        """Begin a stream of events; from here on errors are events."""
+        headers = {
+            "Content-Type": "text/event-stream; charset=utf-8",
+            # Proxies that buffer would hold the tokens back.
+            "Cache-Control": "no-cache",
+            "X-Accel-Buffering": "no",
+            "x-request-id": self.id,
+            "Server": "ziggurat",
+        }
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(self.request)
+        self.response = response
+
+    async def write(self, events: bytes) -> None:
+        """Send events. Waits for a client that reads slowly; the sweeper ends the connection of one that does not read."""
+        assert self.response is not None
+        self.writing_since = asyncio.get_running_loop().time()
+        await self.response.write(events)
+        self.writing_since = None
+
+    async def end(self) -> web.StreamResponse:
+        """End the stream and return the answer."""
+        assert self.response is not None
+        await self.response.write_eof()
+        return self.response
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if self.request.transport is not None:
+            self.request.transport.abort()
+
+
+_NOBODY = TaskInfo(task="")
+
+
+def new_id() -> str:
+    """Return an id that nobody else has."""
+    return os.urandom(12).hex()
