@@ -158,20 +158,8 @@ class Client:
         priority: int | None,
         budget: Money | None,
     ) -> Handle[R]:
-        options = definition.options_.changed(
-            definition.what, tags={**definition.options_.tags, **(tags or {})}, **({"priority": priority} if priority else {})
-        )
-        limit = dollars(budget, what=f"budget of {definition.what}") if budget is not None else options.budget
-        request = StartRequest(
-            workflow=definition.name,
-            payload=Raw(payload),
-            # An id of our own choosing makes a start that was cut off safe to repeat.
-            id=id or f"{definition.name}-{_random_id()}",
-            namespace=self.settings.app.namespace,
-            entry=definition.entry,
-            tags=options.tags,
-            **({"priority": options.priority} if options.priority else {}),
-            budget_usd=limit,
+        request = start_request(
+            definition, payload, namespace=self.settings.app.namespace, id=id, tags=tags, priority=priority, budget=budget
         )
         run = await self._call(lambda orchestrator: orchestrator.start(request))
         return Handle(self, run.id, definition)
@@ -429,6 +417,35 @@ class Handle(Generic[R]):
                 if attempt == _TAKEOVERS_MAX - 1:
                     raise
                 await self._client._attach_again(attachment)
+
+
+def start_request(
+    definition: Workflow[..., Any],
+    payload: bytes,
+    *,
+    namespace: str,
+    id: str = "",
+    tags: Mapping[str, str] | None = None,
+    priority: int | None = None,
+    budget: Money | None = None,
+) -> StartRequest:
+    """Return the wish to start a run of a workflow, with the workflow's own options where none are given.
+
+    An id is made up if none is given: one of our own choosing makes a start that was cut off safe to repeat.
+    """
+    options = definition.options_.changed(
+        definition.what, tags={**definition.options_.tags, **(tags or {})}, **({"priority": priority} if priority else {})
+    )
+    return StartRequest(
+        workflow=definition.name,
+        payload=Raw(payload),
+        id=id or f"{definition.name}-{_random_id()}",
+        namespace=namespace,
+        entry=definition.entry,
+        tags=options.tags,
+        **({"priority": options.priority} if options.priority else {}),
+        budget_usd=dollars(budget, what=f"budget of {definition.what}") if budget is not None else options.budget,
+    )
 
 
 def ended_error(run: Run) -> RunFailed | RunCancelled | RunParked:

@@ -156,6 +156,7 @@ class ControlServer:
             "fork": lambda a: orchestrator.fork(a.run, a.step, payload=a.payload, id=a.id),
             "get": lambda a: orchestrator.get(a.run),
             "list": lambda a: orchestrator.list(a.where),
+            "count": lambda a: orchestrator.count(a.where),
             "history": self._history,
             "steps": lambda a: orchestrator.steps(a.run),
             "wait": lambda a: orchestrator.wait(a.run, a.timeout),

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Collection
 
 from msgspec import Raw, Struct
+from msgspec.structs import replace
 
 from ziggurat.records import DeadLetter, Event, Run, RunEvent, RunFilter, StartRequest, StepView
 
@@ -79,6 +80,16 @@ class Orchestrator(ABC):
     @abstractmethod
     async def list(self, where: RunFilter) -> list[Run]:
         """Return runs without payloads and results, newest first."""
+
+    async def count(self, where: RunFilter) -> dict[str, int]:
+        """Return how many runs match, by status. A backend that can count without listing overrides this."""
+        counts: dict[str, int] = {}
+        page = replace(where, limit=1000)
+        while found := await self.list(page):
+            for run in found:
+                counts[run.status] = counts.get(run.status, 0) + 1
+            page = replace(page, after=found[-1].id)
+        return counts
 
     @abstractmethod
     async def history(self, run: str, *, after: int = 0, limit: int = 1000) -> builtins.list[Event]:

@@ -29,6 +29,7 @@ _RESULTS: dict[str, Any] = {
     "get": Run,
     "wait": Run,
     "list": list[Run],
+    "count": dict[str, int],
     "history": list[Event],
     "steps": list[StepView],
     "watch": RunEvent,
@@ -181,6 +182,10 @@ class RemoteOrchestrator(Orchestrator):
     async def list(self, where: RunFilter) -> list[Run]:
         runs: list[Run] = await self._ask("list", Arguments(where=where))
         return runs
+
+    async def count(self, where: RunFilter) -> dict[str, int]:
+        counts: dict[str, int] = await self._ask("count", Arguments(where=where))
+        return counts
 
     async def history(self, run: str, *, after: int = 0, limit: int = 1000) -> builtins.list[Event]:
         events: builtins.list[Event] = []

@@ -81,10 +81,14 @@ class RunFilter(Struct, frozen=True, omit_defaults=True, kw_only=True):
     since: float | None = None
     until: float | None = None
     ended_before: float | None = None
+    #: Ended at that moment or later.
+    ended_since: float | None = None
     tags: dict[str, str] = {}
     parent: str | None = None
     #: Text that the id must contain.
     search: str = ""
+    #: The ids themselves.
+    ids: tuple[str, ...] = ()
     limit: int = 100
     #: The id of the last run of the page before.
     after: str = ""

@@ -137,7 +137,9 @@ class Progress(Struct, frozen=True, omit_defaults=True, kw_only=True):
     kind: str
     step: int = 0
     attempt: int = 1
-    #: Counts within (run, step, attempt), so that a reader can drop what a failed attempt had streamed.
+    #: The epoch of the delivery that the attempt was run under: a message that is delivered again streams anew.
+    delivery: int = 0
+    #: Counts within (run, step, attempt, delivery), so that a reader can drop what a failed attempt had streamed.
     offset: int = 0
     at: float = 0.0
     data: Raw = Raw(b"null")

@@ -13,20 +13,24 @@ from ziggurat.settings.inference import (
 )
 from ziggurat.settings.reading import load_settings, local_settings
 from ziggurat.settings.reference import settings_reference
+from ziggurat.settings.server import ClientSettings, ServerSettings, WebhookSettings
 from ziggurat.settings.table import FILE_NAME, Settings, WorkerSettings
 from ziggurat.settings.types import Secret
 
 __all__ = [
     "FILE_NAME",
     "CapabilitySettings",
+    "ClientSettings",
     "EndpointSettings",
     "InferenceSettings",
     "LimitSettings",
     "ModelSettings",
     "PriceSettings",
     "Secret",
+    "ServerSettings",
     "Settings",
     "TimeoutSettings",
+    "WebhookSettings",
     "WorkerSettings",
     "load_settings",
     "local_settings",

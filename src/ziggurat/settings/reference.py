@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from ziggurat.settings.table import FILE_NAME, FILE_VARIABLE, PREFIX, Settings, leaves, model_of, value_type
 from ziggurat.settings.types import Shown
@@ -63,6 +63,8 @@ def _type_name(annotation: Any, metadata: list[Any]) -> str:
     (leaf, _), *_ = leaves(annotation, metadata)
     if get_origin(leaf) is list:
         return "list of strings"
+    if get_origin(leaf) is Literal:
+        return " \\| ".join(f'"{choice}"' for choice in get_args(leaf))
     return "table" if get_origin(leaf) is dict else _NAMES[leaf]
 
 

@@ -20,6 +20,7 @@ from pydantic import Field, PrivateAttr
 from ziggurat.settings.artifacts import ArtifactSettings, EncryptionSettings
 from ziggurat.settings.gateway import GatewaySettings
 from ziggurat.settings.inference import InferenceSettings
+from ziggurat.settings.server import ClientSettings, ServerSettings
 from ziggurat.settings.types import Bytes, Count, OrchestratorBackend, Positive, QueueBackend, Seconds, Section, Url
 
 FILE_NAME = "ziggurat.toml"
@@ -89,6 +90,8 @@ class Settings(Section):
     artifacts: ArtifactSettings = ArtifactSettings()
     encryption: EncryptionSettings = EncryptionSettings()
     gateway: GatewaySettings = GatewaySettings()
+    server: ServerSettings = ServerSettings()
+    client: ClientSettings = ClientSettings()
 
     _source: Path | None = PrivateAttr(None)
 

@@ -130,6 +130,7 @@ class Attempt(AttemptContext):
             kind=kind,
             step=message.step,
             attempt=message.attempt,
+            delivery=self.delivery.epoch,
             offset=next(self._offset),
             at=self._clock.time(),
             data=Raw(data),

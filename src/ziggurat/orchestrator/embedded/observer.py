@@ -46,6 +46,9 @@ class Observer(Orchestrator):
     async def list(self, where: RunFilter) -> list[Run]:
         return self._reader.runs(where) if self._reader is not None else []
 
+    async def count(self, where: RunFilter) -> dict[str, int]:
+        return self._reader.count(where) if self._reader is not None else {}
+
     async def history(self, run: str, *, after: int = 0, limit: int = 1000) -> builtins.list[Event]:
         reader, key, _ = self._row(run)
         return reader.events(key, after=after, limit=limit)

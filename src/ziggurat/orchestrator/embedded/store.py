@@ -257,6 +257,10 @@ def _where(where: RunFilter) -> tuple[str, list[Any]]:
         add("created_at < ?", where.until)
     if where.ended_before is not None:
         add("ended_at < ?", where.ended_before)
+    if where.ended_since is not None:
+        add("ended_at >= ?", where.ended_since)
+    if where.ids:
+        add(f"id IN ({', '.join('?' * len(where.ids))})", *where.ids)
     if where.parent is not None:
         add("parent = ?", where.parent)
     if where.search:

@@ -1,0 +1,92 @@
+"""What the routes work on: one system, its control file, and the live streams; and how a route gets hold of them."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from fastapi import Request
+
+from ziggurat import records
+from ziggurat.assembly import System
+from ziggurat.assembly.modules import AppRegistry
+from ziggurat.clock import Clock, SystemClock
+from ziggurat.doors.api.audit import AuditLog
+from ziggurat.doors.api.control_file import ControlFile
+from ziggurat.doors.api.keys import EVERY, Keyring, Principal
+from ziggurat.doors.api.streams import Streams
+from ziggurat.errors import UnknownName
+from ziggurat.orchestrator.interface import Orchestrator
+from ziggurat.queues.interface import Queue
+from ziggurat.settings import Settings
+
+
+class Hub:
+    """One system as its API sees it. Raises StateUnusable if the control file cannot be opened."""
+
+    def __init__(self, system: System, clock: Clock | None = None) -> None:
+        assert system.orchestrator is not None
+        self.system = system
+        self.settings: Settings = system.settings
+        self.clock = clock or SystemClock()
+        self.file = ControlFile(self.settings.resolve(self.settings.server.path))
+        self.keyring = Keyring(self.file, self.clock)
+        self.audit = AuditLog(self.file, self.clock)
+        self.streams = Streams(system.orchestrator)
+        self.started_at = self.clock.time()
+
+    @property
+    def orchestrator(self) -> Orchestrator:
+        assert self.system.orchestrator is not None
+        return self.system.orchestrator
+
+    @property
+    def queue(self) -> Queue:
+        return self.system.queue
+
+    @property
+    def registry(self) -> AppRegistry:
+        return self.system.registry
+
+    async def close(self) -> None:
+        """End the streams and close the control file."""
+        await self.streams.close()
+        self.file.close()
+
+
+def hub_of(request: Request) -> Hub:
+    """Return the hub of the app that serves a request."""
+    return cast(Hub, request.app.state.hub)
+
+
+def caller_of(request: Request) -> Principal:
+    """Return who calls; the gate has let them pass."""
+    return cast(Principal, request.state.principal)
+
+
+def namespace_of(request: Request, wanted: str | None) -> str:
+    """Return the namespace that a new thing belongs to: the one wanted, the caller's own, or the settings'. Raises UnknownName."""
+    who = caller_of(request)
+    if wanted:
+        if not who.sees(wanted):
+            raise UnknownName(f"There is no namespace {wanted!r} for {who.name!r}; leave it out.")
+        return wanted
+    return hub_of(request).settings.app.namespace if who.namespace == EVERY else who.namespace
+
+
+def namespace_filter(request: Request, wanted: str) -> str:
+    """Return the namespace to look in, "" for all. Raises UnknownName if the caller may not."""
+    who = caller_of(request)
+    if wanted and not who.sees(wanted):
+        raise UnknownName(f"There is no namespace {wanted!r} for {who.name!r}; leave it out.")
+    return wanted or ("" if who.namespace == EVERY else who.namespace)
+
+
+async def seen_run(request: Request, id: str) -> records.Run:
+    """Return a run that the caller may see. Raises UnknownName, alike for a run that is not there and one of another tenant."""
+    try:
+        run = await hub_of(request).orchestrator.get(id)
+    except UnknownName:
+        run = None
+    if run is None or not caller_of(request).sees(run.namespace):
+        raise UnknownName(f"There is no run {id!r}; GET /api/v1/runs lists those that there are.")
+    return run
