@@ -34,10 +34,15 @@ class ServerSettings(Section):
         "auto", description='Who needs an API key: with "auto" all but callers on loopback, with "always" everyone.'
     )
     hosts: list[str] = Field(
-        [], description="Names under which a proxy offers this server; other Host headers are refused. With any, callers need a key."
+        [],
+        description="Names under which a proxy offers this server; other Host headers are refused. With any, callers need a key.",
     )
-    origins: list[str] = Field([], description="Web origins whose pages may call the API (CORS), with an API key; none by default.")
-    path: str = Field(".ziggurat/control.db", description="The file that holds API keys, sessions, the audit log and webhooks to send.")
+    origins: list[str] = Field(
+        [], description="Web origins whose pages may call the API (CORS), with an API key; none by default."
+    )
+    path: str = Field(
+        ".ziggurat/control.db", description="The file that holds API keys, sessions, the audit log and webhooks to send."
+    )
     body_limit: Bytes = Field(16 * 1024 * 1024, description="Largest body of a request.")
     upload_limit: Bytes = Field(256 * 1024 * 1024, description="Largest upload, all of its files together.")
     session: Seconds = Field(12 * 3600.0, description="How long a login lasts.")

@@ -1,4 +1,4 @@
-"""The HTTP API of a system: what monitors and controls it from elsewhere. Stable under /api/v1; the OpenAPI document is at /api/v1/openapi.json.
+"""The HTTP API of a system: what monitors and controls it from elsewhere. Stable under /api/v1, described at /api/v1/openapi.json.
 
     GET    /api/v1/runs                    RunPage     ?status=&workflow=&namespace=&since=&until=&tag=K=V&parent=&search=&limit=&after=
     GET    /api/v1/runs/counts             Counts      the same filters: how many, by status

@@ -52,7 +52,8 @@ class AuditLog:
 
         def insert(db: sqlite3.Connection) -> int:
             cursor = db.execute(
-                "INSERT INTO audit (at, actor, role, namespace, via, address, action, target) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row
+                "INSERT INTO audit (at, actor, role, namespace, via, address, action, target) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                row,
             )
             number = cursor.lastrowid or 0
             if number % 1000 == 0:
@@ -74,5 +75,7 @@ class AuditLog:
             if value:
                 parts.append(f"{column} = ?")
                 values.append(value)  # type: ignore[arg-type]
-        rows = self._file.rows(f"SELECT {_COLUMNS} FROM audit WHERE {' AND '.join(parts)} ORDER BY n DESC LIMIT ?", [*values, limit])
+        rows = self._file.rows(
+            f"SELECT {_COLUMNS} FROM audit WHERE {' AND '.join(parts)} ORDER BY n DESC LIMIT ?", [*values, limit]
+        )
         return [Entry(**dict(zip(_COLUMNS.split(", "), row, strict=True))) for row in rows]

@@ -13,6 +13,7 @@ all routes and refuses to be built without that, so a route that nobody thought 
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
 import logging
 from collections import OrderedDict
@@ -23,13 +24,11 @@ from urllib.parse import urlsplit
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 
 from ziggurat.clock import Clock
 from ziggurat.doors.api.audit import AuditLog
 from ziggurat.doors.api.keys import EVERY, ROLES, Keyring, Principal
 from ziggurat.doors.api.problems import Refused, problem, status_of
-from ziggurat.errors import ZigguratError
 from ziggurat.settings import ServerSettings
 
 log = logging.getLogger("ziggurat.api")
@@ -85,7 +84,9 @@ class Gate:
             scheme, _, text = header.partition(" ")
             who = await self._keyring.of_key(text.strip()) if scheme.lower() == "bearer" else None
             if who is None:
-                raise Refused(401, "Unauthorized", "The API key is unknown, revoked or expired; make one with `ziggurat keys create`.")
+                raise Refused(
+                    401, "Unauthorized", "The API key is unknown, revoked or expired; make one with `ziggurat keys create`."
+                )
             return who
         if (cookie := request.cookies.get(COOKIE)) and (who := self._keyring.of_cookie(cookie)) is not None:
             return who
@@ -120,9 +121,13 @@ class Gate:
         who = await self.identify(request)
         if request.method not in SAFE:
             self.check_origin(request)
-            if who is not None and who.via == "session" and role != "anyone":
-                if request.headers.get("x-csrf-token", "") != who.csrf:
-                    raise Refused(403, "CsrfTokenMissing", "A verb of a login needs the X-CSRF-Token that GET /session names.")
+            if (
+                who is not None
+                and who.via == "session"
+                and role != "anyone"
+                and not _same(request.headers.get("x-csrf-token"), who.csrf)
+            ):
+                raise Refused(403, "CsrfTokenMissing", "A verb of a login needs the X-CSRF-Token that GET /session names.")
         if role == "anyone":
             return who
         if who is None:
@@ -130,7 +135,9 @@ class Gate:
         if not who.may(role):
             raise Refused(403, "Forbidden", f"This needs the role {role}, and {who.name!r} has the role {who.role}.")
         if system and who.namespace != EVERY:
-            raise Refused(403, "Forbidden", f"This shows the whole system, and {who.name!r} belongs to the namespace {who.namespace!r}.")
+            raise Refused(
+                403, "Forbidden", f"This shows the whole system, and {who.name!r} belongs to the namespace {who.namespace!r}."
+            )
         return who
 
 
@@ -152,10 +159,12 @@ class Guarded(APIRoute):
                 if request.method in SAFE:
                     return await inner(request)
                 return await _audited(gate, request, action, who, inner)
-            except (ZigguratError, HTTPException, Refused):
-                raise
             except Exception as error:
-                return _unexpected(request, error)
+                if status_of(error)[0] != 500:
+                    raise
+                log.error("%s %s failed.", request.method, request.url.path, exc_info=error)
+                text = "The server met an unexpected error, which its log holds. Nothing that was recorded is lost."
+                return problem(500, "InternalError", text)
 
         return handle
 
@@ -188,14 +197,6 @@ async def _audited(
         await gate.audit.end(entry, status, detail)
 
 
-def _unexpected(request: Request, error: Exception) -> Response:
-    status, text = status_of(error)
-    if status != 500:
-        return problem(status, type(error).__name__, text)
-    log.error("%s %s failed.", request.method, request.url.path, exc_info=error)
-    return problem(500, "InternalError", "The server met an unexpected error; its log says which. Nothing that was recorded is lost.")
-
-
 class Throttle:
     """A bucket of tokens for each address: `burst` at once, then one every `every` seconds. Remembers 10,000 addresses."""
 
@@ -218,6 +219,10 @@ class Throttle:
     def _tokens(self, address: str) -> float:
         tokens, at = self._buckets.get(address, (float(self._burst), self._clock.monotonic()))
         return min(float(self._burst), tokens + (self._clock.monotonic() - at) / self._every)
+
+
+def _same(given: str | None, secret: str) -> bool:
+    return hmac.compare_digest((given or "").encode(), secret.encode())
 
 
 def is_loopback(host: str) -> bool:

@@ -81,10 +81,8 @@ class Keyring:
 
     def keys(self) -> list[Key]:
         """Return all keys, revoked ones too, newest first."""
-        return [Key(**dict(zip(_COLUMNS.split(", "), row, strict=True))) for row in self._rows("ORDER BY created_at DESC, id")]
-
-    def _rows(self, rest: str, *values: object) -> list[tuple[object, ...]]:
-        return self._file.rows(f"SELECT {_COLUMNS} FROM keys {rest}", values)
+        rows = self._file.rows(f"SELECT {_COLUMNS} FROM keys ORDER BY created_at DESC, id")
+        return [Key(**dict(zip(_COLUMNS.split(", "), row, strict=True))) for row in rows]
 
     def create(self, name: str, role: str, namespace: str = EVERY, lifetime: float | None = None) -> tuple[Key, str]:
         """Make a key, and return it with its text, which is shown this once. Raises Conflict if the name is taken, InvalidData."""
@@ -127,7 +125,8 @@ class Keyring:
         match = _KEY.fullmatch(text)
         if match is None:
             return None
-        rows = self._file.rows("SELECT hash, name, role, namespace, expires_at, revoked_at, used_at FROM keys WHERE id = ?", match.groups()[:1])
+        wanted = "SELECT hash, name, role, namespace, expires_at, revoked_at, used_at FROM keys WHERE id = ?"
+        rows = self._file.rows(wanted, (match[1],))
         if not rows or not hmac.compare_digest(rows[0][0], _hash(text)):
             return None
         _, name, role, namespace, expires, revoked, used = rows[0]

@@ -50,7 +50,7 @@ _TEXTS = {
 RESPONSES: dict[int | str, dict[str, Any]] = {code: {"model": Problem, "description": text} for code, text in _TEXTS.items()}
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """A request that the gate turns away."""
 
     def __init__(self, status: int, kind: str, message: str, retry_after: float | None = None) -> None:
@@ -102,6 +102,7 @@ def handle_errors(app: FastAPI) -> None:
         return problem(422, "InvalidData", _misfit(error))
 
     app.add_exception_handler(errors.ZigguratError, ours)
+    app.add_exception_handler(TimeoutError, ours)
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, misfit)
@@ -113,5 +114,5 @@ def _misfit(error: RequestValidationError) -> str:
     first = found[0]
     place = ".".join(str(part) for part in first["loc"])
     more = f" ({len(found) - 1} more after it.)" if len(found) > 1 else ""
-    said = str(first["msg"]).rstrip(".")
-    return f"{place} does not fit: {said[:1].lower()}{said[1:]}.{more}"
+    said = str(first.get("ctx", {}).get("error") or first["msg"]).rstrip(".")
+    return f"{place} does not fit: {said[:1].lower() if said[1:2].islower() else said[:1]}{said[1:]}.{more}"

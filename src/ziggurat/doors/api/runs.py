@@ -168,7 +168,10 @@ async def steps(request: Request, run: RunId) -> shapes.StepList:
     openapi_extra=_LOOK,
     response_class=StreamingResponse,
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Server-sent events, until the run stops."},
+        200: {
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "description": "Server-sent events, until the run stops.",
+        },
         204: {"description": "The run has stopped, and the caller has seen all of it."},
     },
 )
@@ -176,7 +179,9 @@ async def events(
     request: Request,
     run: RunId,
     after: Annotated[int, Query(ge=0, le=2**62, description="Events of the history past this position.")] = 0,
-    last: Annotated[str, Header(alias="Last-Event-ID", max_length=100, description="The id of the last event that was seen.")] = "",
+    last: Annotated[
+        str, Header(alias="Last-Event-ID", max_length=100, description="The id of the last event that was seen.")
+    ] = "",
 ) -> Response:
     """Follow a run: its history, its steps, tokens and progress as they come, until it ends or is parked."""
     found = await seen_run(request, run)

@@ -289,7 +289,9 @@ def call_of(call: records.CallRecord) -> Call:
 
 
 def event_of(event: records.Event) -> Event:
-    times = {name: moment(getattr(event, name)) for name in ("at", "requested_at", "sent_at", "started_at", "ended_at", "retry_at")}
+    times: dict[str, Any] = {
+        name: moment(getattr(event, name)) for name in ("at", "requested_at", "sent_at", "started_at", "ended_at", "retry_at")
+    }
     plain = {name: getattr(event, name) for name in ("seq", "kind", "step", "step_kind", "name", "attempt", "worker", "detail")}
     return Event(
         **times,
@@ -303,6 +305,6 @@ def event_of(event: records.Event) -> Event:
 
 
 def step_of(step: records.StepView) -> Step:
-    times = {name: moment(getattr(step, name)) for name in ("requested_at", "started_at", "ended_at")}
+    times: dict[str, Any] = {name: moment(getattr(step, name)) for name in ("requested_at", "started_at", "ended_at")}
     plain = {name: getattr(step, name) for name in ("step", "kind", "name", "status", "attempt", "detail")}
     return Step(**times, **plain, usage=usage_of(step.usage), error=failure_of(step.error))

@@ -7,7 +7,7 @@ A reader gets the run's history past its starting point, then what is under way,
     id: SEQ-STREAM-N        give it back as Last-Event-ID to go on behind it
     event: history          data: an Event, as /history returns it
     event: step             data: a Step whose attempt was sent or began
-    event: progress         data: {"kind", "step", "attempt", "delivery", "offset", "at", "data"}: tokens of a model, what the program emitted
+    event: progress         data: {"kind", "step", "attempt", "delivery", "offset", "at", "data"}: tokens, and what it emits
     event: status           data: {"status", "reason"}
     event: end              data: {}: the run has ended or is parked; a stream that closes without it is to be resumed
 
@@ -196,7 +196,10 @@ class RunStream:
                 yield self.encode(item, -1, seq)
             # Nothing has been awaited since the history was read up to `self.seq`.
             at = self.next
-            for item in [*(i for step in sorted(self._open) for i in self._open[step]), *([self._status] if self._status else [])]:
+            for item in [
+                *(i for step in sorted(self._open) for i in self._open[step]),
+                *([self._status] if self._status else []),
+            ]:
                 yield self.encode(item, -1, seq)
         while True:
             if at < self.first:

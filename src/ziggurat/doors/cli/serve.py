@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +12,7 @@ from ziggurat.doors.cli.common import AsJson, Config, answer_json, run_hosting, 
 
 if TYPE_CHECKING:
     from ziggurat.assembly import System
+    from ziggurat.doors.api.server import ApiServer
     from ziggurat.workers.process import ProcessOptions
 
 HealthPort = Annotated[
@@ -20,13 +23,23 @@ HealthPort = Annotated[
 ]
 
 
+Host = Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Where the API listens; [server] host by default.")]
+Port = Annotated[
+    int | None, typer.Option("--port", min=0, max=65535, help="Its port; [server] port by default, 0 takes a free one.")
+]
+Api = Annotated[bool, typer.Option("--api/--no-api", help="Serve the HTTP API and the dashboard.")]
+
+
 def serve(
     workers: Annotated[bool, typer.Option(help="Run the pools of workers here too.")] = True,
+    api: Api = True,
+    host: Host = None,
+    port: Port = None,
     health_port: HealthPort = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the system here, orchestrator, queue and workers, until SIGTERM; other commands reach it by themselves.
+    """Run the system here, orchestrator, queue, workers and HTTP API, until SIGTERM; other commands reach it by themselves.
 
     On SIGTERM it takes no new work, lets running tasks finish within the grace period, and hands the rest back.
     """
@@ -35,10 +48,18 @@ def serve(
     from ziggurat.workers.process import ProcessOptions
 
     system = System(load_settings(config), pools=None if workers else ())
-    raise typer.Exit(run_hosting(_stay(system, ProcessOptions(health_port=health_port), as_json)))
+    serving = api_of(system, host, port) if api else None
+    raise typer.Exit(run_hosting(_stay(system, ProcessOptions(health_port=health_port), as_json, serving)))
 
 
-def up(health_port: HealthPort = None, config: Config = None, as_json: AsJson = False) -> None:
+def up(
+    api: Api = True,
+    host: Host = None,
+    port: Port = None,
+    health_port: HealthPort = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
     """Run all of it on this machine, with workers in processes of their own: as many as the load wants, down to none.
 
     Needs a queue that processes share, such as sqlite. Each pool is scaled between its min and max.
@@ -48,7 +69,8 @@ def up(health_port: HealthPort = None, config: Config = None, as_json: AsJson = 
     from ziggurat.workers.process import ProcessOptions
 
     system = System(load_settings(config), scale=True)
-    raise typer.Exit(run_hosting(_stay(system, ProcessOptions(health_port=health_port), as_json)))
+    serving = api_of(system, host, port) if api else None
+    raise typer.Exit(run_hosting(_stay(system, ProcessOptions(health_port=health_port), as_json, serving)))
 
 
 def worker(
@@ -71,22 +93,40 @@ def worker(
     raise typer.Exit(run_hosting(_stay(system, options, as_json)))
 
 
-async def _stay(system: System, options: ProcessOptions, as_json: bool) -> int:
+def api_of(system: System, host: str | None, port: int | None) -> AbstractAsyncContextManager[ApiServer]:
+    """Return the HTTP API of a system, to be entered once the system is open. Raises MissingExtra without its parts."""
+    from ziggurat.errors import MissingExtra
+
+    try:
+        from ziggurat.doors.api.server import serving
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("fastapi", "starlette", "uvicorn"):
+            raise
+        raise MissingExtra("The HTTP API (`--no-api` goes without it)", "server") from error
+    return serving(system, host, port)
+
+
+async def _stay(
+    system: System, options: ProcessOptions, as_json: bool, serving: AbstractAsyncContextManager[ApiServer] | None = None
+) -> int:
     """Keep a system running until the process is asked to end, and return its exit code."""
     from ziggurat.doors.cli.logs import show_logs
     from ziggurat.workers.process import serve as look_after
 
     show_logs(staying=True)
-    async with system:
+    async with system, serving or contextlib.nullcontext() as api:
         code = await look_after(
-            system.workers, system.drain, options, started=lambda server: _tell(system, getattr(server, "port", None), as_json)
+            system.workers,
+            system.drain,
+            options,
+            started=lambda server: _tell(system, getattr(server, "port", None), getattr(api, "url", ""), as_json),
         )
     say("Stopped. What is unfinished goes on at the next start.")
     return code
 
 
-def _tell(system: System, port: int | None, as_json: bool) -> None:
-    described: dict[str, Any] = {**system.describe(), "health_port": port}
+def _tell(system: System, port: int | None, url: str, as_json: bool) -> None:
+    described: dict[str, Any] = {**system.describe(), "api": url, "health_port": port}
     if as_json:
         answer_json(described)
     else:

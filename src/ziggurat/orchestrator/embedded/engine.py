@@ -18,7 +18,7 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from ziggurat.clock import Clock, SystemClock
-from ziggurat.errors import Conflict, LayerUnreachable, UnknownName
+from ziggurat.errors import Conflict, LayerUnreachable
 from ziggurat.orchestrator.embedded import guard
 from ziggurat.orchestrator.embedded.dispatch import Dispatcher
 from ziggurat.orchestrator.embedded.driver import Driver
@@ -33,6 +33,7 @@ from ziggurat.orchestrator.embedded.recovery import recover
 from ziggurat.orchestrator.embedded.resident import Resident, step_views, total_usage
 from ziggurat.orchestrator.embedded.store import UNBURY, UNBURY_RUN, event_row, run_row
 from ziggurat.orchestrator.embedded.surgery import asked_at, current_generation, fork_events, retry_events
+from ziggurat.orchestrator.embedded.viewing import Viewer
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
 from ziggurat.program.registry import Registry
@@ -112,6 +113,7 @@ class EmbeddedOrchestrator(Orchestrator):
             self.clock,
         )
         self.driver.kin = Family(self.driver)
+        self._viewer = Viewer(self.path, self._journal, self.driver)
         self._inbox = Inbox(self.driver, self._dispatcher, self.options, self.clock)
         guard.install()
         # A collection of the oldest generation walks every run in memory and stops everything for a quarter of a second at 10,000 of
@@ -355,9 +357,10 @@ class EmbeddedOrchestrator(Orchestrator):
         return self._stored(run)
 
     async def list(self, where: RunFilter) -> builtins.list[Run]:
-        found = await self._journal.read(lambda reader: reader.runs(where))
-        live = self.driver.residents
-        return [replace(live[r.id].run, payload=Raw(b"{}"), result=None) if r.id in live else r for r in found]
+        return await self._viewer.list(where)
+
+    async def count(self, where: RunFilter) -> dict[str, int]:
+        return await self._journal.read(lambda reader: reader.count(where))
 
     async def history(self, run: str, *, after: int = 0, limit: int = 1000) -> builtins.list[Event]:
         key, _ = self._row(run)
@@ -373,65 +376,18 @@ class EmbeddedOrchestrator(Orchestrator):
         )
 
     async def wait(self, run: str, timeout: float | None = None) -> Run:
-        found = self._stored(run)
-        resident = self.driver.residents.get(run)
-        if found.status in STOPPED and resident is None:
-            return found
-        future: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
-        take_back = self.driver.when_stopped(run, lambda stopped: None if future.done() else future.set_result(stopped))
-        try:
-            async with asyncio.timeout(timeout):
-                await self._journal.wait(future)
-                return future.result()
-        finally:
-            take_back()
+        return await self._viewer.wait(run, timeout)
 
-    async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
-        key, _ = self._row(run)
-        watcher = self.driver.watchers.add(run)
-        try:
-            seen = after
-            for event in self._journal.reader.events(key, after=after):
-                seen = event.seq
-                yield RunEvent(run=run, kind="history", offset=event.seq, event=event)
-            resident = self.driver.resident(run)
-            found = self._stored(run)
-            if resident is None and found.status in STOPPED:
-                # It stopped while the caller took its time.
-                for event in self._journal.reader.events(key, after=seen):
-                    yield RunEvent(run=run, kind="history", offset=event.seq, event=event)
-            elif resident is not None:
-                for view in step_views([], resident.execution):
-                    yield RunEvent(run=run, kind="step", step=view)
-            if resident is None or found.status not in STOPPED:
-                yield RunEvent(run=run, kind="status", status=found.status, reason=found.reason)
-            while resident is not None or found.status not in STOPPED:
-                happening = watcher.take()
-                if happening is None:
-                    await self._journal.wait(watcher.arrival())
-                    continue
-                if happening.kind == "history" and happening.offset <= seen:
-                    continue
-                yield happening
-                if happening.kind == "status" and happening.status in STOPPED:
-                    return
-        finally:
-            self.driver.watchers.remove(run, watcher)
+    def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
+        return self._viewer.watch(run, after)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _row(self, run: str) -> tuple[int, Run]:
-        found = self._journal.reader.run(run)
-        if found is None:
-            resident = self.driver.residents.get(run)
-            if resident is not None:
-                return resident.key, resident.run
-            raise UnknownName(f"There is no run {run!r} in {self.path}. `ziggurat list` shows the runs that there are.")
-        return found
+        return self._viewer.row(run)
 
     def _stored(self, run: str) -> Run:
-        resident = self.driver.residents.get(run)
-        return resident.run if resident is not None else self._row(run)[1]
+        return self._viewer.stored(run)
 
     def _awake(self, run: str, verb: str) -> Resident:
         """Return a run in memory for a verb that needs its program. Raises Conflict if it has ended or is parked."""
