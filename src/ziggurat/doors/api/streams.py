@@ -228,6 +228,11 @@ class RunStream:
         if self.finished:
             yield self.encode(Item("end", b"{}", seq), at, seq)
 
+    def serves(self, place: str) -> bool:
+        """Say whether a reader can be served here: while the run goes on anyone, after that who has not seen the end of it."""
+        at = self._place(place)
+        return not self.ended or (self.finished and at is not None and at < self.next)
+
     def _place(self, place: str) -> int | None:
         """Return the number of the item behind a reader's last one, or None if it was in another stream, or is gone."""
         _, _, rest = place.partition("-")
@@ -260,10 +265,10 @@ class Streams:
         seq, _, _ = last.partition("-")
         after = int(seq) if seq.isdigit() else after
         stream = self._streams.get(run)
-        if stream is None or stream.ended:
+        if stream is None or not stream.serves(last):
             found = await self._orchestrator.get(run)
             stream = self._streams.get(run)
-            if stream is None or stream.ended:
+            if stream is None or not stream.serves(last):
                 stream = self._streams[run] = RunStream(self._orchestrator, run, found.events)
                 stream.start()
         stream.readers += 1
@@ -275,7 +280,7 @@ class Streams:
         finally:
             stream.readers -= 1
             if not stream.readers and not self._closing:
-                asyncio.get_running_loop().call_later(0 if stream.ended else KEEP, self._forget, run, stream)
+                asyncio.get_running_loop().call_later(KEEP, self._forget, run, stream)
 
     def _forget(self, run: str, stream: RunStream) -> None:
         if not stream.readers and self._streams.get(run) is stream:
