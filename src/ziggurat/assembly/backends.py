@@ -96,7 +96,11 @@ def build_orchestrator(settings: Settings, queue: Queue, registry: Registry, clo
     from ziggurat.orchestrator.embedded.options import EngineOptions
 
     options = EngineOptions(
-        max_resident_runs=wanted.max_resident_runs, history_limit=wanted.history_limit, retention=wanted.retention
+        max_resident_runs=wanted.max_resident_runs,
+        history_limit=wanted.history_limit,
+        retention=wanted.retention,
+        sweep=wanted.sweep / 2,
+        sweep_age=wanted.sweep,
     )
     return cast(Orchestrator, made(settings.state_path, queue, registry, options=options, clock=clock, drive=drive))
 

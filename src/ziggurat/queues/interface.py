@@ -44,6 +44,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     renewable: bool = True
     #: Largest message in bytes; larger payloads must travel as artifacts.
     largest_message: int = 8 * 1024 * 1024
+    #: `Delivery.last` is told.
+    tells_last: bool = False
     #: `cancel` removes a waiting message at once and tells the worker that holds a leased one.
     cancels: bool = True
     #: Workers can show themselves: `announce` and `workers` work.

@@ -46,6 +46,10 @@ class OrchestratorSettings(Section):
         50_000, description="Events after which a run is parked instead of growing; it should continue as new before."
     )
     max_resident_runs: Positive = Field(10_000, description="Waiting runs kept in memory; more are evicted and replayed on wake.")
+    sweep: Seconds = Field(
+        30.0,
+        description="How long a task may be out before the queue is asked whether it still has it; what a queue has lost is sent again.",
+    )
     retention: Seconds | None = Field(None, description="How long ended runs are kept; without it, until `ziggurat purge`.")
     payload_limit: Bytes = Field(
         64 * 1024 * 1024, description="Largest arguments or result, as JSON; larger ones must be files (`Artifact`)."

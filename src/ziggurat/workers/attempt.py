@@ -55,6 +55,8 @@ class Attempt(AttemptContext):
             deadline=message.deadline,
         )
         self._clock = clock
+        #: Monotonic time until which the lease is known to be ours; whoever pushes renews none.
+        self.leased_until = float("inf")
         self._show = show
         #: Wall-clock time of the start; 0 while it waits for a thread or a process.
         self.started_at = 0.0
@@ -77,6 +79,11 @@ class Attempt(AttemptContext):
         self.done = False
         self.task: asyncio.Task[None] | None = None
         self._offset = itertools.count(1)
+
+    @property
+    def lease_over(self) -> bool:
+        """True once the lease may be someone else's, as in a process that was frozen: what has not begun must not begin."""
+        return self._clock.monotonic() >= self.leased_until
 
     def begin(self) -> None:
         """Start the clocks. The limit is the attempt's timeout or the deadline, whichever is nearer."""
@@ -201,6 +208,11 @@ def explain(error: BaseException, task: str, retry: Retry | None = None) -> Erro
         info = replace(info, message=f"The task {task!r} raised {type(error).__name__}: {info.message}")
     # Lone surrogates, as in undecodable file names, are not JSON.
     return replace(info, message=_printable(info.message), traceback=_printable(info.traceback))
+
+
+def without_payload(outcome: Outcome, error: ErrorInfo) -> Outcome:
+    """Return a failed outcome in place of one that the queue cannot carry; what was paid for stays on it."""
+    return replace(outcome, status="failed", result=None, heartbeat=None, error=error)
 
 
 def _printable(text: str) -> str:

@@ -103,6 +103,8 @@ class Executor:
         self._ticker: asyncio.TimerHandle | None = None
         #: Attempts that have a report to make, those that wait included.
         self.running = self._report.keys()
+        #: Attempts that wait for `go`.
+        self._on_hold: dict[Attempt, Prepared] = {}
         #: Attempts whose outcome was reported while their code runs on.
         self.abandoned: set[Attempt] = set()
         self._stop_watching = clock.watch(self._look)
@@ -122,8 +124,11 @@ class Executor:
         self._prepared[message.task] = prepared
         return prepared
 
-    def start(self, delivery: Delivery, report: Report) -> Attempt:
-        """Begin an attempt; `report` is called once it has ended. Raises ConfigurationError as `prepare` does."""
+    def start(self, delivery: Delivery, report: Report, *, hold: bool = False) -> Attempt:
+        """Begin an attempt, or with `hold` let it wait for `go`; `report` is called once it has ended.
+
+        Raises ConfigurationError as `prepare` does.
+        """
         message = delivery.message
         prepared = self._prepared.get(message.task)
         if prepared is None or message.version != WIRE_VERSION:
@@ -137,15 +142,24 @@ class Executor:
                 f"The deadline of the task {message.task!r} had passed {late:.1f} s before the attempt could start."
             )
             asyncio.get_running_loop().call_soon(self._end_stopped, attempt)
-        elif prepared.kind == "coroutine":
-            self._begin(attempt, prepared)
+        elif hold:
+            self._on_hold[attempt] = prepared
         else:
             self._admit(attempt, prepared)
         if self._ticker is None:
             self._ticker = asyncio.get_running_loop().call_later(TICK, self._tick)
         return attempt
 
+    def go(self, attempt: Attempt) -> None:
+        """Begin an attempt that was on hold, unless it has ended meanwhile."""
+        prepared = self._on_hold.pop(attempt, None)
+        if prepared is not None and attempt in self._report:
+            self._admit(attempt, prepared)
+
     def _admit(self, attempt: Attempt, prepared: Prepared) -> None:
+        if prepared.kind == "coroutine":
+            self._begin(attempt, prepared)
+            return
         slots = self._slots[prepared.kind]
         if slots.busy < slots.limit:
             slots.busy += 1
@@ -183,6 +197,9 @@ class Executor:
     # -- running -------------------------------------------------------------------------------------------------
 
     async def _run_coroutine(self, attempt: Attempt, prepared: Prepared) -> None:
+        if attempt.lease_over:
+            self._end_unbegun(attempt)
+            return
         ours = True
         try:
             with attempting(attempt):
@@ -199,6 +216,10 @@ class Executor:
             self._end_completed(attempt, result)
 
     async def _run_in_child(self, attempt: Attempt, prepared: Prepared) -> None:
+        if attempt.lease_over:
+            self._end_unbegun(attempt)
+            self._leave("process")
+            return
         outcome: Outcome | None = None
         try:
             outcome = await self._children.run(attempt, prepared.task, lambda: self._start_clocks(attempt))
@@ -215,6 +236,9 @@ class Executor:
         if attempt.done:
             _call_in(loop, self._came_back, attempt)
             return
+        if attempt.lease_over:
+            _call_in(loop, self._thread_unbegun, attempt)
+            return
         ours = True
         try:
             with attempting(attempt):
@@ -227,6 +251,11 @@ class Executor:
             _call_in(loop, self._thread_failed, attempt, prepared, error, not ours)
         else:
             _call_in(loop, self._thread_completed, attempt, result)
+
+    def _thread_unbegun(self, attempt: Attempt) -> None:
+        if not self._came_back(attempt):
+            self._end_unbegun(attempt)
+            self._leave("thread")
 
     def _thread_completed(self, attempt: Attempt, result: Raw) -> None:
         if not self._came_back(attempt):
@@ -253,6 +282,7 @@ class Executor:
         report = self._report.pop(attempt, None)
         if report is not None:
             attempt.done = True
+            self._on_hold.pop(attempt, None)
             report(attempt, outcome)
 
     def _end_completed(self, attempt: Attempt, result: Raw) -> None:
@@ -271,6 +301,14 @@ class Executor:
             self._end_stopped(attempt, error)
         else:
             self._end(attempt, attempt.failed(error, prepared.retry, retryable=retryable))
+
+    def _end_unbegun(self, attempt: Attempt) -> None:
+        """Drop an attempt whose lease ran out before its code began: another worker may have run it, and its step be recorded."""
+        attempt.stop_reason, attempt.stop_text = "lost", "The lease of this attempt ran out before it began."
+        logger.warning(
+            "The lease of %s (task %r) ran out before it began; it is left to others.", attempt.message.id, attempt.message.task
+        )
+        self._end_stopped(attempt)
 
     def _end_stopped(self, attempt: Attempt, error: BaseException | None = None) -> None:
         if attempt in self._report:

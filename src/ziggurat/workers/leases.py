@@ -74,6 +74,7 @@ class LeaseKeeper:
         now = self._clock.monotonic()
         details: dict[str, bytes] = {}
         deliveries: list[Delivery] = []
+        renewed: list[Attempt] = []
         told: list[Attempt] = []
         for attempt in self._held():
             if self.muted or attempt.stop_reason == "lost" or now > attempt.expires + self._patience:
@@ -85,14 +86,19 @@ class LeaseKeeper:
             elif not everything:
                 continue
             deliveries.append(attempt.delivery)
+            renewed.append(attempt)
         if not deliveries:
             return
+        until = self._clock.monotonic() + queue.options.lease
         try:
             lost = await queue.extend(deliveries, details)
         except BaseException:
             for attempt in told:
                 attempt.beat_dirty = True
             raise
+        for attempt in renewed:
+            if attempt.message.id not in lost:
+                attempt.leased_until = until
         if lost:
             self._lost([delivery for delivery in deliveries if delivery.message.id in lost])
 

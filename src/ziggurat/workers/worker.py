@@ -27,7 +27,8 @@ from ziggurat.program.failures import describe
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue
 from ziggurat.records import Delivery, ErrorInfo, Outcome
-from ziggurat.workers.attempt import Attempt
+from ziggurat.workers.alone import Isolation
+from ziggurat.workers.attempt import Attempt, without_payload
 from ziggurat.workers.ceiling import keep_checking, over_ceiling
 from ziggurat.workers.children import Bootstrap, ChildPool
 from ziggurat.workers.counting import Counts, show, show_no_longer
@@ -87,6 +88,7 @@ class Worker:
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()
         self._early_cancels: dict[str, None] = {}
+        self._isolation = Isolation(self._held, self._pause, self._executor.go)
         self._outage = Outage(self.name)
         self._showing = Showing(self, queue, self._clock)
         keeper = LeaseKeeper(lambda: list(self._held.values()), self._leases_lost, self._clock, 2 * self.options.cleanup)
@@ -235,10 +237,7 @@ class Worker:
         while not self._stopping.is_set():
             free = options.concurrency - len(self._held)
             if free <= 0 or self.abandoned > options.abandoned_limit:
-                self._settled.clear()
-                await _wait(self._settled, options.poll)
-                # A full worker does not ask for work; that it hears cancellations shows that it is alive.
-                self.polled_at = max(self.polled_at, self._heard_at)
+                await self._pause(options.poll)
                 continue
             received = await self._call(
                 "receive",
@@ -250,6 +249,14 @@ class Worker:
             self.polled_at = self._clock.monotonic()
             for delivery in received:
                 self._take(delivery)
+            await self._isolation.run(self._stopping)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait until something that is held has ended, at most so long, without asking for work."""
+        self._settled.clear()
+        await _wait(self._settled, seconds)
+        # That it hears cancellations shows that it is alive.
+        self.polled_at = max(self.polled_at, self._heard_at)
 
     def _take(self, delivery: Delivery) -> None:
         message = delivery.message
@@ -259,10 +266,13 @@ class Worker:
         held = self._held.get(message.id)
         if held is not None and held.stop_reason != "lost":
             # Our own lease ran out and the message came back to us: go on under the new lease instead of starting twice.
-            held.delivery = delivery
+            held.delivery, held.leased_until = delivery, self._clock.monotonic() + self._queue.options.lease
+            return
+        if self._isolation.refuses(delivery):
+            self._give_back(delivery)
             return
         try:
-            attempt = self._executor.start(delivery, self._ended)
+            attempt = self._executor.start(delivery, self._ended, hold=delivery.last)
         except ConfigurationError as error:
             # Counted, so that a message which nobody can run ends among the dead letters with this reason.
             delay = min(60.0, self.options.refusal_delay * 3.0 ** min(delivery.epoch - 1, 10))
@@ -271,6 +281,9 @@ class Worker:
             return
         self._held[message.id] = attempt
         self._begun(delivery)
+        attempt.leased_until = self._clock.monotonic() + self._queue.options.lease
+        if delivery.last:
+            self._isolation.attempt = attempt
         if self._early_cancels and message.id in self._early_cancels:
             del self._early_cancels[message.id]
             self._cancel(attempt)
@@ -354,7 +367,7 @@ class Worker:
         attempt.details = None
         info = describe(error)
         refused = ErrorInfo(type=info.type, message=f"The queue refused the outcome: {info.message}", retryable=False)
-        await self._settle([(attempt, _without_payload(outcome, refused))])
+        await self._settle([(attempt, without_payload(outcome, refused))])
 
     async def _release(self, returned: Sequence[tuple[Delivery, float, str]]) -> None:
         groups: dict[tuple[float, str], list[Delivery]] = {}
@@ -483,8 +496,3 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
         await event.wait()
     finally:
         timer.cancel()
-
-
-def _without_payload(outcome: Outcome, error: ErrorInfo) -> Outcome:
-    """Return a failed outcome in place of one that the queue cannot carry; what was paid for stays on it."""
-    return replace(outcome, status="failed", result=None, heartbeat=None, error=error)

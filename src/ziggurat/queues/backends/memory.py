@@ -60,7 +60,7 @@ class MemoryQueue(Queue):
             dead letter after `max_deliveries` like any other. None remembers nothing.
     """
 
-    capabilities = Capabilities(presence=True)
+    capabilities = Capabilities(presence=True, tells_last=True)
 
     def __init__(self, options: QueueOptions | None = None, *, clock: Clock | None = None, crashbook: Path | None = None) -> None:
         self.options = options or QueueOptions()
@@ -251,6 +251,7 @@ class MemoryQueue(Queue):
                     epoch=epoch,
                     leased_until=leased_until,
                     heartbeat=entry.heartbeat or message.heartbeat,
+                    last=entry.deliveries > 1 and entry.deliveries >= self.options.max_deliveries,
                     receipt=entry.receipt,
                 )
             )

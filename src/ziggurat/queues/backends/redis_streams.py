@@ -63,7 +63,7 @@ class RedisQueue(Queue):
     Raises SettingsError for a URL that cannot be read, MissingExtra without redis-py.
     """
 
-    capabilities = Capabilities(durable=True, shared=True, presence=True)
+    capabilities = Capabilities(durable=True, shared=True, presence=True, tells_last=True)
 
     def __init__(
         self, url: str, options: QueueOptions | None = None, *, clock: Clock | None = None, patience: float = 5.0
@@ -188,10 +188,12 @@ class RedisQueue(Queue):
 
         async def look(token: str) -> list[Delivery]:
             # By our own clock, and from before the server's: so the lease is never longer than we say.
-            until = self._clock.time() + self.options.lease
+            until, asked = self._clock.time() + self.options.lease, self._clock.monotonic()
             answer = await self._server.run("receive", wire.consumer(worker), limit, token, *rest)
-            due, deliveries, unreadable = wire.read_deliveries(answer, worker, until)
+            due, deliveries, unreadable = wire.read_deliveries(answer, worker, until, self.options.max_deliveries)
             self._note_due(due)
+            if self._clock.monotonic() - asked >= self.options.lease:
+                return []  # This process was frozen meanwhile: the leases are over, and others may have run what is in them.
             if unreadable:
                 await self._return_unreadable(unreadable)
             return deliveries

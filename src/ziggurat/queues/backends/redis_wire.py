@@ -123,12 +123,13 @@ def write_progress(progress: Sequence[Progress]) -> bytes:
 
 
 class _Leased(Struct, gc=False):
-    """A delivery in the answer of `receive`: receipt, epoch, message, heartbeat details."""
+    """A delivery in the answer of `receive`: receipt, epoch, message, heartbeat details, deliveries that count."""
 
     r: str
     n: int
     m: Message
     h: MaybeRaw = None
+    s: int = 1
 
 
 class _LeasedRaw(Struct, gc=False):
@@ -136,6 +137,7 @@ class _LeasedRaw(Struct, gc=False):
     n: int
     m: Raw
     h: MaybeRaw = None
+    s: int = 1
 
 
 class _Answer(Struct, gc=False):
@@ -204,8 +206,13 @@ _dead = msgspec.json.Decoder(list[_Dead])
 _progress = msgspec.json.Decoder(list[Progress])
 
 
-def read_deliveries(answer: bytes, worker: str, until: float) -> tuple[float, list[Delivery], list[tuple[Delivery, str]]]:
-    """Return the ms until something is due, the deliveries, and those that cannot be read, each with the reason."""
+def read_deliveries(
+    answer: bytes, worker: str, until: float, most: int
+) -> tuple[float, list[Delivery], list[tuple[Delivery, str]]]:
+    """Return the ms until something is due, the deliveries, and those that cannot be read, each with the reason.
+
+    `most` is the number of deliveries that a message has.
+    """
     unreadable: list[tuple[Delivery, str]] = []
     leased: list[_Leased]
     try:
@@ -216,22 +223,23 @@ def read_deliveries(answer: bytes, worker: str, until: float) -> tuple[float, li
         due, leased = raw.t, []
         for it in raw.d:
             try:
-                leased.append(_Leased(it.r, it.n, _message.decode(it.m), it.h))
+                leased.append(_Leased(it.r, it.n, _message.decode(it.m), it.h, it.s))
             except msgspec.ValidationError as error:
                 message, reason = _stand_in(it.m, error)
-                unreadable.append((_delivery(_Leased(it.r, it.n, message), worker, until), reason))
+                unreadable.append((_delivery(_Leased(it.r, it.n, message), worker, until, most), reason))
     if len(answer) > SHARED_BYTES:
-        leased = [_Leased(it.r, it.n, _own(it.m), it.h.copy() if it.h is not None else None) for it in leased]
-    return due, [_delivery(it, worker, until) for it in leased], unreadable
+        leased = [_Leased(it.r, it.n, _own(it.m), it.h.copy() if it.h is not None else None, it.s) for it in leased]
+    return due, [_delivery(it, worker, until, most) for it in leased], unreadable
 
 
-def _delivery(it: _Leased, worker: str, until: float) -> Delivery:
+def _delivery(it: _Leased, worker: str, until: float, most: int) -> Delivery:
     return Delivery(
         message=it.m,
         worker=worker,
         epoch=it.n,
         leased_until=until,
         heartbeat=it.h if it.h is not None else it.m.heartbeat,
+        last=it.s > 1 and it.s >= most,
         receipt=it.r,
     )
 

@@ -43,7 +43,7 @@ class SqliteQueue(Queue):
         clock: the time; tests move it.
     """
 
-    capabilities = Capabilities(durable=True, shared=True, presence=True)
+    capabilities = Capabilities(durable=True, shared=True, presence=True, tells_last=True)
 
     def __init__(self, path: str | Path, options: QueueOptions | None = None, *, clock: Clock | None = None) -> None:
         self.options = options or QueueOptions()
@@ -130,7 +130,8 @@ class SqliteQueue(Queue):
                 undo=lambda found: self._store.release(found[0], 0.0, ""),
             )
             self._due = min(self._due, rate_due)
-            return taken
+            # In a process that was frozen meanwhile the leases are over, and others may have run what is in them.
+            return [it for it in taken if self._clock.time() < it.leased_until]
 
         return await self._first(take, wait)
 

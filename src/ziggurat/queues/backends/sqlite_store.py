@@ -46,7 +46,9 @@ CANDIDATES = """
 SELECT id, queue, namespace, priority, (SELECT since FROM messages WHERE line = lines.id AND state = 0 ORDER BY since, seq LIMIT 1)
 FROM lines WHERE queue IN (SELECT value FROM json_each(?)) AND region IN ('', ?) AND ready > 0"""
 ANY_READY = "SELECT 1 FROM lines WHERE queue IN (SELECT value FROM json_each(?)) AND region IN ('', ?) AND ready > 0 LIMIT 1"
-HEADS = "SELECT seq, since, epoch, heartbeat, body FROM messages WHERE line = ? AND state = 0 ORDER BY since, seq LIMIT ?"
+HEADS = (
+    "SELECT seq, since, epoch, deliveries, heartbeat, body FROM messages WHERE line = ? AND state = 0 ORDER BY since, seq LIMIT ?"
+)
 LEASE = "UPDATE messages SET state = 2, due = ?, epoch = epoch + 1, deliveries = deliveries + 1, worker = ? WHERE seq = ?"
 #: What a delivery must match to own its message.
 OWNED = "id = ? AND seq = ? AND epoch = ? AND worker = ? AND state = 2"
@@ -261,7 +263,7 @@ class SqliteStore:
             until = now + self.options.lease
             while len(taken) < limit and (it := contest.next(now)) is not None:
                 it.rows = it.rows or db.execute(HEADS, (it.line, limit - len(taken))).fetchall()[::-1]
-                seq, _, epoch, heartbeat, body = it.rows[-1]
+                seq, _, epoch, ended, heartbeat, body = it.rows[-1]
                 message = _readable(body)
                 if message is None:
                     self._set_aside(db, seq, now)
@@ -271,7 +273,13 @@ class SqliteStore:
                     details = _details(heartbeat) or message.heartbeat
                     taken.append(
                         Delivery(
-                            message=message, worker=worker, epoch=epoch + 1, leased_until=until, heartbeat=details, receipt=seq
+                            message=message,
+                            worker=worker,
+                            epoch=epoch + 1,
+                            leased_until=until,
+                            heartbeat=details,
+                            last=0 < ended >= self.options.max_deliveries - 1,
+                            receipt=seq,
                         )
                     )
                 else:

@@ -1,5 +1,6 @@
 -- Leases ready messages to a worker. Returns JSON {"d": [delivery, ...], "t": ms until something is due, -1 for nothing}, where a delivery
--- is {"r": "LINE ENTRY", "n": epoch, "m": message} and, if there are any, "h": heartbeat details.
+-- is {"r": "LINE ENTRY", "n": epoch, "m": message} and, if there are any, "h": heartbeat details, and "s": how often it was delivered,
+-- this time included and handed back unstarted not, if more than once.
 -- ARGV: consumer, limit, token of the waiting call or "", region, name of the view, weights "1:16,2:8,", ageing in ms, most bytes,
 -- then the queues.
 local consumer, limit, token, region = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
@@ -247,9 +248,12 @@ end
 local beats, shifts = get_many(key('beats'), taken_ids), get_many(key('shifts'), taken_ids)
 local answer = {}
 for i, it in ipairs(taken) do
-  local epoch = it.count
-  if shifts[i] then epoch = epoch + tonumber(match(shifts[i], '^%d+')) end
+  local epoch, counted = it.count, it.count
+  if shifts[i] then
+    local before, free = match(shifts[i], '^(%d+) (%d+)$')
+    epoch, counted = epoch + tonumber(before), counted - tonumber(free)
+  end
   local beat = beats[i] and ',"h":' .. beats[i] or ''
-  answer[i] = '{"r":"' .. it.line .. ' ' .. it.entry .. '","n":' .. epoch .. beat .. ',"m":' .. it.body .. '}'
+  answer[i] = '{"r":"' .. it.line .. ' ' .. it.entry .. '","n":' .. epoch .. (counted > 1 and ',"s":' .. counted or '') .. beat .. ',"m":' .. it.body .. '}'
 end
 return '{"t":' .. (due and math.max(0, due - now) or -1) .. ',"d":[' .. concat(answer, ',') .. ']}'

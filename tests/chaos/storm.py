@@ -1,0 +1,313 @@
+"""A storm: faults drawn from a seed, over a plant at work, and what must be true when it has passed.
+
+kill worker          kill -9, and another one is started
+freeze worker        SIGSTOP until its leases are long over, then SIGCONT: a zombie
+kill orchestrator    kill -9, and another one is started
+restart, flush       of the Redis server: kill -9 and start again; FLUSHALL
+pause                of the Redis server: it does not answer for a while
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter, defaultdict
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from tests.chaos.errands import Errand, doomed, result_of, tour
+from tests.chaos.plant import Plant
+from tests.conformance.redis_servers import RedisServer
+from ziggurat.records import ENDED, Event, Run, RunFilter, StartRequest
+
+WORKERS = 4
+
+
+class Scale(Struct, frozen=True, kw_only=True):
+    """How much there is to do, and how much goes wrong meanwhile."""
+
+    #: Tasks in all, seconds that each takes at most, and runs whose task kills its worker.
+    tasks: int
+    seconds: float
+    poisons: int
+    #: Faults, and seconds between two at most.
+    faults: int
+    gap: float
+    #: Seconds after which the storm is stuck.
+    limit: float
+
+
+class Fault(Struct, frozen=True):
+    """One line of the schedule: after so many seconds, what to do, and for how long."""
+
+    after: float
+    kind: str
+    seconds: float = 0.0
+
+
+class Effect(Struct, frozen=True, array_like=True):
+    """One line of the log of effects."""
+
+    at: float
+    what: str
+    step: str
+    attempt: int
+    pid: int
+
+
+class Storm:
+    """One storm. Call `rage`, then `check`.
+
+    Args:
+        lease, deliveries: as in the plant's settings.
+        server: the Redis server, if that is the queue, and whether what it holds outlives it.
+    """
+
+    def __init__(
+        self,
+        plant: Plant,
+        seed: int,
+        scale: Scale,
+        *,
+        lease: float,
+        deliveries: int,
+        server: RedisServer | None = None,
+        durable: bool = True,
+    ) -> None:
+        self.plant, self.seed, self.scale, self.server, self.durable = plant, seed, scale, server, durable
+        self.lease, self.deliveries = lease, deliveries
+        chance = random.Random(seed)
+        self.tours = self._plan(chance)
+        self.poisons = [f"doomed-{number}" for number in range(scale.poisons)]
+        self.schedule = self._schedule(chance)
+        self._chance = chance
+        #: Moments at which the queue lost everything.
+        self.losses: list[float] = []
+        self.done: Counter[str] = Counter()
+        self.seconds = 0.0
+
+    # -- what is drawn ---------------------------------------------------------------------------------------------
+
+    def _plan(self, chance: random.Random) -> dict[str, list[list[Errand]]]:
+        """Return runs by id, adding up to so many tasks."""
+        tours: dict[str, list[list[Errand]]] = {}
+        left = self.scale.tasks
+        while left > 0:
+            groups: list[list[Errand]] = []
+            for _ in range(chance.randint(1, 5)):
+                size = min(left, chance.choice((1, 1, 2, 4)))
+                groups.append(
+                    [
+                        (round(chance.random() * self.scale.seconds, 2), chance.choices((0, 1, 2), (90, 8, 2))[0])
+                        for _ in range(size)
+                    ]
+                )
+                left -= size
+                if not left:
+                    break
+            tours[f"tour-{len(tours)}"] = groups
+        return tours
+
+    def _schedule(self, chance: random.Random) -> list[Fault]:
+        kinds = {"kill worker": 4, "freeze worker": 4, "kill orchestrator": 2}
+        if self.server is not None:
+            kinds |= {"restart": 2, "flush": 1, "pause": 1}
+        faults = []
+        for _ in range(self.scale.faults):
+            kind = chance.choices(list(kinds), list(kinds.values()))[0]
+            seconds = self.lease * (1.2 + chance.random()) if kind == "freeze worker" else chance.random()
+            faults.append(Fault(round(chance.random() * self.scale.gap, 2), kind, round(seconds, 2)))
+        return faults
+
+    def __repr__(self) -> str:
+        faults = ", ".join(f"{it.after:g} s {it.kind} ({it.seconds:g} s)" for it in self.schedule)
+        return f"seed {self.seed}: {len(self.tours)} runs of {self.scale.tasks} tasks, {len(self.poisons)} doomed; {faults}"
+
+    # -- what happens ----------------------------------------------------------------------------------------------
+
+    async def rage(self) -> None:
+        """Start the runs and let the faults happen until all have ended."""
+        plant = self.plant
+        began = time.monotonic()
+        for _ in range(WORKERS):
+            plant.start_worker()
+        plant.start_orchestrator()
+        await plant.ready(WORKERS)
+        tending = asyncio.create_task(self._tend())
+        raging = asyncio.create_task(self._faults())
+        try:
+            async with asyncio.timeout(self.scale.limit):
+                await self._start_runs()
+                await self._until_ended(raging)
+        except TimeoutError:
+            raise AssertionError(f"{self!r}\nThe runs did not end: {await self._report()}") from None
+        finally:
+            for task in (raging, tending):
+                task.cancel()
+            await asyncio.gather(raging, tending, return_exceptions=True)
+            for worker in list(plant.frozen):
+                plant.thaw(worker)
+            self.seconds = time.monotonic() - began
+        # All are to be there for what follows.
+        while len(plant.workers) < WORKERS:
+            plant.start_worker()
+
+    async def _tend(self) -> None:
+        """Start a worker for each that ended by itself: the poison's victims."""
+        while True:
+            for _ in range(self.plant.reap()):
+                self.plant.start_worker()
+            await asyncio.sleep(0.1)
+
+    async def _start_runs(self) -> None:
+        names = [*self.tours, *self.poisons]
+        self._chance.shuffle(names)
+        at_once = asyncio.Semaphore(50)
+
+        async def start(name: str) -> None:
+            workflow, arguments = (tour.name, {"key": name, "groups": self.tours.get(name)})
+            if name in self.poisons:
+                workflow, arguments = doomed.name, {"key": name}
+            request = StartRequest(workflow=workflow, payload=Raw(msgspec.json.encode(arguments)), id=name)
+            async with at_once:
+                await self.plant.ask(lambda orchestrator: orchestrator.start(request))
+
+        await asyncio.gather(*[start(name) for name in names])
+
+    async def _until_ended(self, raging: asyncio.Task[None]) -> None:
+        while True:
+            if raging.done():
+                raging.result()
+            runs = await self.runs()
+            if all(run.status in ENDED for run in runs.values()) and len(runs) == len(self.tours) + len(self.poisons):
+                return
+            await asyncio.sleep(0.3)
+
+    async def _faults(self) -> None:
+        for fault in self.schedule:
+            await asyncio.sleep(fault.after)
+            await self._strike(fault)
+            self.done[fault.kind] += 1
+
+    async def _strike(self, fault: Fault) -> None:
+        plant, server = self.plant, self.server
+        awake = [worker for worker in plant.workers if worker not in plant.frozen and worker.poll() is None]
+        if fault.kind == "kill worker" and awake:
+            plant.kill_worker(self._chance.choice(awake))
+            plant.start_worker()
+        elif fault.kind == "freeze worker" and len(awake) > 1:
+            worker = self._chance.choice(awake)
+            plant.freeze(worker)
+            asyncio.get_running_loop().call_later(fault.seconds, plant.thaw, worker)
+        elif fault.kind == "kill orchestrator":
+            plant.kill_orchestrator()
+            await asyncio.sleep(fault.seconds)
+            plant.start_orchestrator()
+        elif fault.kind == "restart" and server is not None:
+            server.kill()
+            await asyncio.sleep(fault.seconds)
+            await asyncio.to_thread(server.start)
+            if not self.durable:
+                self.losses.append(time.time())
+        elif fault.kind == "flush" and server is not None:
+            await asyncio.to_thread(server.command, "FLUSHALL")
+            self.losses.append(time.time())
+        elif fault.kind == "pause" and server is not None:
+            server.pause()
+            await asyncio.sleep(fault.seconds)
+            server.resume()
+
+    async def runs(self) -> dict[str, Run]:
+        """Return all runs by id, without results."""
+        return {run.id: run for run in await self.plant.ask(lambda orchestrator: orchestrator.list(RunFilter(limit=100_000)))}
+
+    async def _report(self) -> str:
+        parts = []
+        for run in (await self.runs()).values():
+            if run.status not in ENDED:
+                steps = await self.plant.ask(lambda orchestrator, run=run: orchestrator.steps(run.id))  # type: ignore[misc]
+                waits = [f"{step.step} {step.name} {step.status} attempt {step.attempt}" for step in steps if not step.ended_at]
+                parts.append(f"{run.id} is {run.status} {run.reason!r}: {waits}")
+        return "; ".join(parts[:20])
+
+    # -- what must be true -----------------------------------------------------------------------------------------
+
+    def effects(self) -> dict[str, list[Effect]]:
+        """Return what every step did, in order."""
+        found: dict[str, list[Effect]] = defaultdict(list)
+        for line in self.plant.log.read_bytes().splitlines():
+            effect = msgspec.json.decode(line, type=Effect)
+            found[effect.step].append(effect)
+        return found
+
+    async def check(self) -> dict[str, Any]:
+        """Assert what every storm must leave true; returns figures to look at."""
+        effects = self.effects()
+        wrong: list[str] = []
+        again = recorded = 0
+        for name in [*self.tours, *self.poisons]:
+            run = await self.plant.ask(lambda orchestrator, name=name: orchestrator.get(name))  # type: ignore[misc]
+            events = await self.plant.ask(lambda orchestrator, name=name: orchestrator.history(name, limit=10_000))  # type: ignore[misc]
+            if name in self.tours:
+                wanted = msgspec.json.encode(result_of(name, self.tours[name]))
+                if run.status != "completed" or bytes(run.result or b"") != wanted:
+                    wrong.append(f"{name} is {run.status} with {run.result!r}, not {wanted!r}: {run.error}")
+            else:
+                wrong += self._check_doomed(run, events, effects)
+            steps = [event for event in events if event.kind == "step_completed" and event.step_kind == "task"]
+            if len({event.step for event in steps}) != len(steps):
+                wrong.append(f"{name} has a step that was recorded twice")
+            for event in steps:
+                key = f"{name}~0.{event.step}"
+                recorded += 1
+                again += sum(it.what == "begin" for it in effects[key]) - event.attempt
+                wrong += self._check_step(key, event, effects[key])
+        assert not wrong, f"{self!r}\n{len(wrong)} things are wrong: " + "\n".join(wrong[:40])
+        return {"recorded": recorded, "begun again": again, "seconds": round(self.seconds), **self.done}
+
+    def _check_step(self, key: str, event: Event, effects: list[Effect]) -> list[str]:
+        """A step that is recorded was run last by the worker whose outcome was recorded, and by nobody since."""
+        last = [it for it in effects if it.what == "begin"][-1]
+        wrong = []
+        if last.at > event.at:
+            wrong.append(f"{key} began again {last.at - event.at:.3f} s after it was recorded")
+        if f"-{last.pid}-" not in event.worker:
+            wrong.append(f"{key} was recorded of {event.worker}, a zombie: {last.pid} had it")
+        planned = 1 + self._planned_failures(key)
+        if event.attempt != planned:
+            wrong.append(f"{key} took {event.attempt} attempts, not {planned}")
+        return wrong
+
+    def _planned_failures(self, key: str) -> int:
+        name, _, step = key.partition("~0.")
+        if name not in self.tours:
+            return 0
+        # Steps are numbered in the order in which they are asked for; timers are steps too.
+        number = 0
+        for place, group in enumerate(self.tours[name]):
+            for _, fails in group:
+                number += 1
+                if number == int(step):
+                    return fails
+            number += place % 3 == 2
+        raise AssertionError(f"{key} is no step of its run")
+
+    def _check_doomed(self, run: Run, events: list[Event], effects: dict[str, list[Effect]]) -> list[str]:
+        """A poisoned run failed of its dead letter, after exactly the deliveries that a message has."""
+        failed = [event for event in events if event.kind == "step_failed"]
+        if run.status != "failed" or [event.detail for event in failed] != ["dead"]:
+            return [f"{run.id} is {run.status}, with {[(event.name, event.detail) for event in failed]}"]
+        begun = [it for it in effects[f"{run.id}~0.{failed[0].step}"] if it.what == "begin"]
+        # A queue that lost everything starts to count anew; a fault can end a delivery before its task has begun.
+        counts = [0] * (len(self.losses) + 1)
+        for it in begun:
+            counts[sum(loss < it.at for loss in self.losses)] += 1
+        if max(counts) > self.deliveries:
+            return [f"the poison of {run.id} was begun {counts} times"]
+        message = failed[0].error.message if failed[0].error else ""
+        if f"{self.deliveries} " not in message:
+            return [f"{run.id} died for another reason: {message}"]
+        return []

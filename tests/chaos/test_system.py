@@ -1,0 +1,83 @@
+"""The whole system in a storm: orchestrator, queue and workers in processes of their own, killed, frozen, restarted and emptied.
+
+The faults are drawn from a seed, which is printed. ZIGGURAT_CHAOS_SEEDS asks for more seeds of the short storm; the long ones, marked
+slow, are of the full size, and ZIGGURAT_CHAOS_HOURS lets them go on with new seeds for so many hours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.plant import Plant
+from tests.chaos.storm import Scale, Storm
+from tests.conformance.redis_servers import REDIS_8, count_everything, opened_queue, running
+from tests.conftest import missing_service
+
+pytestmark = pytest.mark.chaos
+
+SEEDS = range(1, 1 + int(os.environ.get("ZIGGURAT_CHAOS_SEEDS") or 1))
+#: Long storms begin with this seed, and there are so many.
+FULL_SEEDS = range(
+    int(os.environ.get("ZIGGURAT_CHAOS_SEED") or 100),
+    int(os.environ.get("ZIGGURAT_CHAOS_SEED") or 100) + int(os.environ.get("ZIGGURAT_CHAOS_SEEDS") or 2),
+)
+SHORT = Scale(tasks=150, seconds=1.0, poisons=1, faults=10, gap=1.5, limit=100.0)
+FULL = Scale(tasks=2_000, seconds=3.0, poisons=4, faults=60, gap=3.0, limit=900.0)
+LEASE, DELIVERIES = 1.5, 6
+FULL_LEASE, FULL_DELIVERIES = 3.0, 8
+#: Keys and members that an idle queue keeps on a Redis server: counters, names, and the tokens of those that wait.
+BASELINE = 80
+
+
+@asynccontextmanager
+async def redis_storm(folder: Path, seed: int, scale: Scale, lease: float, deliveries: int) -> AsyncIterator[Storm]:
+    durable = seed % 2 == 1
+    options = {"appendonly": "yes", "appendfsync": "always"} if durable else {}
+    with running(REDIS_8, missing_service, **options) as server:
+        plant = Plant(
+            folder, f'backend = "redis"\nurl = "{server.url}"\nlease = "{lease}s"\nmax_deliveries = {deliveries}', sweep=2 * lease
+        )
+        storm = Storm(plant, seed, scale, lease=lease, deliveries=deliveries, server=server, durable=durable)
+        print(storm)
+        try:
+            yield storm
+        finally:
+            await plant.close()
+
+
+async def weather_redis(folder: Path, seed: int, scale: Scale, lease: float, deliveries: int) -> None:
+    async with redis_storm(folder, seed, scale, lease, deliveries) as storm:
+        await storm.rage()
+        print(await storm.check())
+        assert storm.server is not None
+        async with opened_queue(storm.server.url, lease=lease, max_deliveries=deliveries) as queue:
+            async with asyncio.timeout(60.0):
+                while any(it.ready or it.leased or it.delayed for it in (await queue.depth()).values()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.2)
+            letters = await queue.dead_letters()
+            assert {letter.message.run for letter in letters} <= set(storm.poisons)
+            assert {letter.deliveries for letter in letters} <= {deliveries}
+            if not storm.losses:
+                assert {letter.message.run for letter in letters} == set(storm.poisons)
+            await queue.discard([letter.id for letter in letters])
+            while (found := await count_everything(storm.server.url, "ziggurat")) > BASELINE:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+            print(f"{found} keys and members are left")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("seed", FULL_SEEDS)
+async def test_a_system_of_full_size_on_redis_comes_through_a_long_storm(seed: int, tmp_path: Path) -> None:
+    await weather_redis(tmp_path, seed, FULL, FULL_LEASE, FULL_DELIVERIES)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_a_system_on_redis_comes_through_a_storm(seed: int, tmp_path: Path) -> None:
+    await weather_redis(tmp_path, seed, SHORT, LEASE, DELIVERIES)
