@@ -9,6 +9,7 @@ from ziggurat.queues.interface import Queue
 from ziggurat.settings import Settings, WorkerSettings
 from ziggurat.workers.autoscale import Policy
 from ziggurat.workers.pools.processes import ProcessPool
+from ziggurat.workers.quota import EndpointLimits, Quotas
 from ziggurat.workers.scaler import Scaler
 from ziggurat.workers.worker import Worker
 
@@ -16,15 +17,24 @@ from ziggurat.workers.worker import Worker
 class ScaledPool:
     """One pool of `ziggurat worker` processes, scaled between its min and max."""
 
-    def __init__(self, name: str, wanted: WorkerSettings, settings: Settings, queue: Queue) -> None:
+    def __init__(self, name: str, wanted: WorkerSettings, settings: Settings, queue: Queue, quotas: Quotas) -> None:
         self.name = name
         self._wanted = wanted
         command = [sys.executable, "-m", "ziggurat", "worker", name]
         if settings.source is not None:
             command += ["--config", str(settings.source)]
         self.processes = ProcessPool(name, command)
-        policy = Policy(min=wanted.min, max=wanted.max, slots=wanted.concurrency)
-        self.scaler = Scaler(self.processes, queue, policy, queues=None if "*" in wanted.queues else wanted.queues)
+        policy = Policy(
+            min=wanted.min,
+            max=wanted.max,
+            slots=wanted.concurrency,
+            target_wait=wanted.target_wait,
+            idle_window=wanted.idle_window,
+            budget_per_hour=wanted.budget_per_hour,
+            price_per_hour=wanted.price_per_hour,
+        )
+        served = None if "*" in wanted.queues else wanted.queues
+        self.scaler = Scaler(self.processes, queue, policy, queues=served, quotas=quotas)
         self._scaling: asyncio.Task[None] | None = None
 
     @property
@@ -51,3 +61,16 @@ class ScaledPool:
             await asyncio.gather(self._scaling, return_exceptions=True)
             self._scaling = None
             await self.processes.close(self._wanted.grace if grace is None else grace)
+
+
+def quotas_of(settings: Settings) -> Quotas:
+    """Return what the configured endpoints allow all pools together."""
+    return Quotas(
+        EndpointLimits(
+            endpoint=name,
+            requests_per_minute=endpoint.limits.requests_per_minute,
+            tokens_per_minute=endpoint.limits.tokens_per_minute,
+            seats=endpoint.limits.concurrency,
+        )
+        for name, endpoint in settings.inference.endpoints.items()
+    )

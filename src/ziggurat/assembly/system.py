@@ -19,7 +19,7 @@ from ziggurat.assembly.endpoints import build_models
 from ziggurat.assembly.ledgers import recorder
 from ziggurat.assembly.models import child_bootstrap
 from ziggurat.assembly.modules import AppRegistry, make_importable, reach_entry
-from ziggurat.assembly.scaled import ScaledPool
+from ziggurat.assembly.scaled import ScaledPool, quotas_of
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import ConfigurationError
 from ziggurat.inference.ledger import Ledger
@@ -139,8 +139,9 @@ class System:
             _models.append(models)
             use_models(models)
             self._stack.push_async_callback(_forget_models, models)
+            quotas = quotas_of(settings)
             for name, wanted in chosen.items():
-                pool = ScaledPool(name, wanted, settings, queue) if self._scale else Pool(name, wanted, self)
+                pool = ScaledPool(name, wanted, settings, queue, quotas) if self._scale else Pool(name, wanted, self)
                 self.pools.append(pool)
                 self._stack.push_async_callback(pool.stop)
                 pool.open()

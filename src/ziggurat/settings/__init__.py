@@ -14,8 +14,9 @@ from ziggurat.settings.inference import (
 from ziggurat.settings.reading import load_settings, local_settings
 from ziggurat.settings.reference import settings_reference
 from ziggurat.settings.server import ClientSettings, ServerSettings, WebhookSettings
-from ziggurat.settings.table import FILE_NAME, Settings, WorkerSettings
+from ziggurat.settings.table import FILE_NAME, Settings
 from ziggurat.settings.types import Secret
+from ziggurat.settings.workers import WorkerSettings
 
 __all__ = [
     "FILE_NAME",

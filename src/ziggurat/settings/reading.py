@@ -21,8 +21,9 @@ from ziggurat.settings.inference import (
     ModelSettings,
     local_endpoint,
 )
-from ziggurat.settings.table import FILE_NAME, FILE_VARIABLE, PREFIX, Settings, WorkerSettings, leaves, model_of, value_type
+from ziggurat.settings.table import FILE_NAME, FILE_VARIABLE, PREFIX, Settings, leaves, model_of, value_type
 from ziggurat.settings.types import VARIABLE, Secret, Section, did_you_mean
+from ziggurat.settings.workers import WorkerSettings
 
 # -- reading --------------------------------------------------------------------------------------------------------
 
@@ -187,6 +188,10 @@ def _check_together(settings: Settings, name: str) -> None:
         if worker.min > worker.max:
             raise SettingsError(
                 f"{name}: workers.{pool}.min is {worker.min}, more than its max of {worker.max}; swap or raise one."
+            )
+        if worker.budget_per_hour is not None and not worker.price_per_hour:
+            raise SettingsError(
+                f"{name}: workers.{pool}.budget_per_hour says what workers may cost, and not what one costs; set price_per_hour too."
             )
         if not worker.queues:
             raise SettingsError(f'{name}: workers.{pool}.queues is empty; name queues, or write ["*"] for all.')

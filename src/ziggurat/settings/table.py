@@ -21,7 +21,8 @@ from ziggurat.settings.artifacts import ArtifactSettings, EncryptionSettings
 from ziggurat.settings.gateway import GatewaySettings
 from ziggurat.settings.inference import InferenceSettings
 from ziggurat.settings.server import ClientSettings, ServerSettings
-from ziggurat.settings.types import Bytes, Count, OrchestratorBackend, Positive, QueueBackend, Seconds, Section, Url
+from ziggurat.settings.types import Bytes, OrchestratorBackend, Positive, QueueBackend, Seconds, Section, Url
+from ziggurat.settings.workers import WorkerSettings
 
 FILE_NAME = "ziggurat.toml"
 PREFIX = "ZIGGURAT_"
@@ -67,20 +68,6 @@ class QueueSettings(Section):
     )
     max_deliveries: Positive = Field(5, description="Deliveries without an outcome after which a message is a dead letter.")
     capacity: Positive = Field(1_000_000, description="Messages that a lane holds before it refuses more.")
-
-
-class WorkerSettings(Section):
-    """Layer 3: one pool of workers. The pool "default" exists when no other is named."""
-
-    queues: list[str] = Field(["*"], description='Queues that the pool serves; "*" stands for all that the tasks name.')
-    concurrency: Positive = Field(64, description="Tasks that one worker runs at a time.")
-    min: Count = Field(0, description="Fewest workers.")
-    max: Positive = Field(1, description="Most workers.")
-    region: str = Field("", description="The region that the workers are in; empty for none.")
-    grace: Seconds = Field(30.0, description="How long running tasks may go on after SIGTERM before they are handed back.")
-    memory_ceiling: Bytes | None = Field(
-        None, description="Memory at which a worker takes no more tasks, and at which a process=True attempt is ended."
-    )
 
 
 class Settings(Section):

@@ -40,13 +40,33 @@ class Load(Struct, frozen=True, kw_only=True):
 class Quota(Struct, frozen=True, kw_only=True):
     """What inference allows the pool, and what one busy slot takes of it. None: without limit, or unknown."""
 
+    #: Whose quota it is, for people.
+    endpoint: str = ""
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     #: Calls that may be under way at a time, such as the free seats of a vLLM server.
-    seats: int | None = None
-    #: Calls and tokens that one busy slot makes in a minute.
+    seats: float | None = None
+    #: Calls and tokens that one busy slot makes in a minute, and calls that it has under way on average.
     requests_per_slot: float = 0.0
     tokens_per_slot: float = 0.0
+    seats_per_slot: float = 1.0
+
+    def limits(self) -> list[tuple[float, str]]:
+        """Return how many busy slots each limit feeds, with the limit in words."""
+        limits: list[tuple[float, str]] = []
+        for limit, taken, unit in (
+            (self.requests_per_minute, self.requests_per_slot, "requests/min"),
+            (self.tokens_per_minute, self.tokens_per_slot, "tokens/min"),
+            (self.seats, self.seats_per_slot, "concurrent calls"),
+        ):
+            if limit is not None and taken > 0:
+                place = f" at {self.endpoint}" if self.endpoint else ""
+                limits.append((limit / taken, f"{limit:,.0f} {unit}{place}"))
+        return limits
+
+    def slots(self) -> float:
+        """Return how many busy slots it feeds; infinite without limits."""
+        return min((slots for slots, _ in self.limits()), default=math.inf)
 
 
 class Stats(Struct, frozen=True, kw_only=True):
@@ -75,8 +95,8 @@ class Policy(Struct, frozen=True, kw_only=True):
     utilisation: float = 0.8
     #: A surplus lasts so long before it is given back; longer than a cold start, or a pool starts what it has just stopped.
     idle_window: float = 30.0
-    #: What the pool's workers may cost in an hour, and what one costs; 0 for no budget.
-    budget_per_hour: float = 0.0
+    #: What the pool's workers may cost in an hour (None: anything), and what one costs.
+    budget_per_hour: float | None = None
     price_per_hour: float = 0.0
 
 
@@ -107,7 +127,7 @@ def desired(stats: Stats, policy: Policy) -> Decision:
     if fed is not None and count > fed[0]:
         held = max(fed[0], min(stats.workers, count), 1)
         bounds.append(("quota", held, f"the inference quota of {fed[1]} feeds {max(fed[0], 1)}, so it stays at {held}"))
-    if policy.budget_per_hour > 0 and policy.price_per_hour > 0:
+    if policy.budget_per_hour is not None and policy.price_per_hour > 0:
         paid = int(policy.budget_per_hour / policy.price_per_hour + 1e-9)
         bounds.append(("budget", paid, f"the budget of ${policy.budget_per_hour:g} an hour pays {paid}"))
     bounds.append(("maximum", policy.max, f"the pool's maximum is {policy.max}"))
@@ -173,13 +193,7 @@ def _duration(load: Load) -> float:
 
 def _fed_by_quota(quota: Quota, slots: int) -> tuple[int, str] | None:
     """Return how many workers the quota keeps busy, and the limit that is the narrowest; None without a limit."""
-    limits: list[tuple[float, str]] = []
-    if quota.requests_per_minute is not None and quota.requests_per_slot > 0:
-        limits.append((quota.requests_per_minute / quota.requests_per_slot, f"{quota.requests_per_minute:,.0f} requests/min"))
-    if quota.tokens_per_minute is not None and quota.tokens_per_slot > 0:
-        limits.append((quota.tokens_per_minute / quota.tokens_per_slot, f"{quota.tokens_per_minute:,.0f} tokens/min"))
-    if quota.seats is not None:
-        limits.append((quota.seats, f"{quota.seats} concurrent calls"))
+    limits = quota.limits()
     if not limits:
         return None
     fed, name = min(limits)
@@ -218,7 +232,8 @@ class Recent:
 class Meter:
     """Estimates how long tasks last and how fast they arrive, from totals that only grow and a backlog.
 
-    Both estimates are exponential averages: of durations over tasks, of arrivals over time (a half-life of `memory` seconds).
+    Both estimates are exponential averages: of durations over tasks, of arrivals over time (a half-life of `memory` seconds). Once nothing
+    has arrived for that long, nothing arrives.
     """
 
     def __init__(self, clock: Clock, memory: float = 10.0) -> None:
@@ -228,6 +243,7 @@ class Meter:
         self._ended = 0
         self._seconds = 0.0
         self._backlog = 0
+        self._arrived_at = clock.monotonic()
         self.duration: float | None = None
         self.arrivals = 0.0
 
@@ -253,4 +269,9 @@ class Meter:
         arrived = max(0, count + backlog - self._backlog)
         fade = 0.5 ** (passed / self._memory)
         self.arrivals = self.arrivals * fade + (arrived / passed) * (1 - fade)
+        if arrived:
+            self._arrived_at = now
+        elif now - self._arrived_at >= self._memory:
+            # The tail of an average over a great rate would hold workers for minutes after the last arrival.
+            self.arrivals = 0.0
         self._at, self._ended, self._seconds, self._backlog = now, ended, seconds, backlog

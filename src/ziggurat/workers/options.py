@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from ziggurat.workers.usage import Used
+
 #: How an attempt can end, as `Tally` counts it.
 ENDINGS = ("completed", "failed", "timeout", "crashed", "cancelled")
 
@@ -57,3 +59,5 @@ class Tally(Struct):
     released: int = 0
     #: Leases that went to another worker.
     lost: int = 0
+    #: What the attempts that ended took of each endpoint.
+    used: dict[str, Used] = {}

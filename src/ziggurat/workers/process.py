@@ -21,8 +21,10 @@ import msgspec
 from msgspec import Struct
 
 from ziggurat.clock import Clock, SystemClock
+from ziggurat.telemetry import catalogue
 from ziggurat.workers.health import MAX_POLL_AGE, Health, HealthServer
 from ziggurat.workers.options import ENDINGS
+from ziggurat.workers.usage import Used, together
 from ziggurat.workers.worker import Worker
 
 logger = logging.getLogger("ziggurat.workers")
@@ -45,6 +47,9 @@ class Status(Struct, frozen=True, kw_only=True, omit_defaults=True):
     #: Attempts that ended since the process started, and the seconds that they ran.
     ended: int = 0
     seconds: float = 0.0
+    #: What they took of each endpoint, and the seconds that calls in this process waited for limits.
+    used: dict[str, Used] = {}
+    waited: float = 0.0
     #: Why it takes no work, if it does not.
     trouble: str = ""
 
@@ -57,6 +62,8 @@ def status_of(workers: Sequence[Worker]) -> Status:
         draining=bool(workers) and all(worker.stopping for worker in workers),
         ended=sum(getattr(worker.tally, status) for worker in workers for status in ENDINGS),
         seconds=sum(worker.tally.seconds for worker in workers),
+        used=together(worker.tally.used for worker in workers),
+        waited=sum(waits.sum for waits in catalogue.GATE_SECONDS.children().values()),
         # Cut, so that a line fits a pipe's buffer and is written whole or not at all.
         trouble=next((trouble[:500] for worker in workers if (trouble := worker.trouble())), ""),
     )

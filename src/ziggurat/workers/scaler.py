@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
@@ -13,8 +13,9 @@ from ziggurat.errors import QueueUnavailable
 from ziggurat.queues.interface import Queue
 from ziggurat.records import Depth
 from ziggurat.telemetry.catalogue import POOL_WANTED, POOL_WORKERS
-from ziggurat.workers.autoscale import Decision, Load, Meter, Policy, Quota, Recent, Stats, desired
+from ziggurat.workers.autoscale import Decision, Load, Meter, Policy, Recent, Stats, desired
 from ziggurat.workers.pools.interface import PoolSeen, WorkerPool
+from ziggurat.workers.quota import Appetite, Quotas
 
 logger = logging.getLogger("ziggurat.workers")
 
@@ -27,7 +28,7 @@ class Scaler:
 
     Args:
         queues: the queues that the pool serves; None for all that the queue knows.
-        quota: returns what inference allows the pool now.
+        quotas: what inference allows; the pool shares it with the others that joined.
     """
 
     def __init__(
@@ -37,15 +38,17 @@ class Scaler:
         policy: Policy,
         *,
         queues: Sequence[str] | None = None,
-        quota: Callable[[], Quota] = Quota,
+        quotas: Quotas | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.pool = pool
         self.policy = policy
         self._queue = queue
         self._queues = queues
-        self._quota = quota
         clock = clock or SystemClock()
+        self._appetite = Appetite(clock)
+        self._quotas = quotas or Quotas(())
+        self._quotas.join(pool.name, self._appetite)
         self._recent = Recent(clock)
         self._meter = Meter(clock)
         #: What was last seen and chosen, for views.
@@ -92,6 +95,7 @@ class Scaler:
         seen = await self.pool.look()
         depth = sum(depths.values(), Depth())
         self._meter.look(ended=seen.ended, seconds=seen.seconds, backlog=depth.ready + depth.leased)
+        self._appetite.look(used=seen.used, seconds=seen.seconds, waited=seen.waited)
         load = Load(
             waiting=depth.ready,
             # The queue counts what every pool leased; the workers' own count is the pool's.
@@ -104,7 +108,7 @@ class Scaler:
             workers=seen.size,
             busy=seen.busy,
             recent_demand=self._recent.largest(self.policy.idle_window),
-            quota=self._quota(),
+            quota=self._quotas.of(self.pool.name),
         )
         decision = desired(stats, self.policy)
         self._recent.note(decision.demand)

@@ -38,6 +38,7 @@ from ziggurat.workers.options import Tally, WorkerOptions
 from ziggurat.workers.outage import Outage
 from ziggurat.workers.presence import Showing
 from ziggurat.workers.progress import Publisher
+from ziggurat.workers.usage import together, used_by
 
 logger = logging.getLogger("ziggurat.workers")
 
@@ -396,6 +397,8 @@ class Worker:
         setattr(tally, outcome.status, getattr(tally, outcome.status) + 1)
         if outcome.started_at:
             tally.seconds += outcome.ended_at - outcome.started_at
+        if outcome.calls:
+            tally.used = together((tally.used, used_by(outcome.calls)))
 
     # -- leases and cancellations --------------------------------------------------------------------------------
 

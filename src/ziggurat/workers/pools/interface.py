@@ -7,6 +7,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from ziggurat.workers.usage import Used
+
 
 class WorkerSeen(Struct, frozen=True, kw_only=True):
     """One worker of a pool."""
@@ -27,6 +29,9 @@ class PoolSeen(Struct, frozen=True, kw_only=True):
     #: Attempts that ended since the pool exists, and the seconds that they ran; they count workers that are gone, and never fall.
     ended: int = 0
     seconds: float = 0.0
+    #: What those attempts took of each endpoint, and how long their calls waited for limits.
+    used: dict[str, Used] = {}
+    waited: float = 0.0
     #: Why the pool is smaller than it should be, as a sentence; empty if it is not.
     trouble: str = ""
 

@@ -19,6 +19,7 @@ import msgspec
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.workers.pools.interface import PoolSeen, WorkerPool, WorkerSeen
 from ziggurat.workers.process import RECYCLE, Status
+from ziggurat.workers.usage import together
 
 logger = logging.getLogger("ziggurat.workers")
 
@@ -45,7 +46,8 @@ class ProcessPool(WorkerPool):
         self._workers: list[_Process] = []
         self._looking_after: set[asyncio.Task[None]] = set()
         self._count = 0
-        self._ended, self._seconds = 0, 0.0
+        #: The totals of workers that are gone.
+        self._past = Status()
         self._crashes = 0
         self._start_at = 0.0
         self._trouble = ""
@@ -53,10 +55,14 @@ class ProcessPool(WorkerPool):
 
     async def look(self) -> PoolSeen:
         workers = [worker for worker in self._workers if worker.exit_code is None]
+        # One that has ended and is not taken from the list yet counts too, or the totals would fall for a moment.
+        statuses = [self._past, *(worker.status for worker in self._workers)]
         return PoolSeen(
             workers=tuple(worker.seen() for worker in workers),
-            ended=self._ended + sum(worker.status.ended for worker in workers),
-            seconds=self._seconds + sum(worker.status.seconds for worker in workers),
+            ended=sum(status.ended for status in statuses),
+            seconds=sum(status.seconds for status in statuses),
+            used=together(status.used for status in statuses),
+            waited=sum(status.waited for status in statuses),
             trouble=self._trouble,
         )
 
@@ -121,8 +127,13 @@ class ProcessPool(WorkerPool):
         finally:
             transport.close()
         self._workers.remove(worker)
-        self._ended += worker.status.ended
-        self._seconds += worker.status.seconds
+        past, last = self._past, worker.status
+        self._past = Status(
+            ended=past.ended + last.ended,
+            seconds=past.seconds + last.seconds,
+            used=together((past.used, last.used)),
+            waited=past.waited + last.waited,
+        )
         if worker.retired or self._closed:
             return
         if code in (0, RECYCLE):
