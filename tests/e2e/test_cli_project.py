@@ -50,7 +50,7 @@ def test_help_and_version(project: Project) -> None:
     shown = project.ok("--help").out
     for command in (
         "init run batch start list show history signal cancel pause resume retry fork deadletters models doctor serve worker up "
-        "purge queues workers"
+        "purge queues workers gateway"
     ).split():
         assert f"  {command} " in shown
     assert project.ok("--version").out.startswith("ziggurat ")

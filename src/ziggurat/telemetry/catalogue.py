@@ -136,6 +136,15 @@ BREAKER = _gauge(
     "ziggurat_model_breaker_state", "0 closed (well), 1 half-open (being tried), 2 open (not called).", "endpoint", "model"
 )
 
+_layer = "Gateway"
+
+GATEWAY_REQUESTS = _counter(
+    "ziggurat_gateway_requests_total", 'Requests, by path and HTTP status; "gone": the client hung up first.', "path", "status"
+)
+GATEWAY_SECONDS = _histogram("ziggurat_gateway_request_seconds", "Time from a request's head to the end of its answer.", "path")
+GATEWAY_IN_FLIGHT = _gauge("ziggurat_gateway_requests_in_flight", "Requests under way.")
+GATEWAY_COST = _counter("ziggurat_gateway_key_cost_dollars_total", "What the calls of a virtual key cost, in US dollars.", "key")
+
 _layer = "Process"
 
 SPANS_LOST = _counter("ziggurat_spans_lost_total", "Spans that could not be exported.")

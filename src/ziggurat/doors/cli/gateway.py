@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ziggurat.doors.cli import keys
 from ziggurat.doors.cli.common import AsJson, Config, answer_json, run_async, say
 
 if TYPE_CHECKING:
     from ziggurat.settings import Settings
 
 app = typer.Typer(help="Serve the models to OpenAI clients, with virtual keys.", invoke_without_command=True)
+app.add_typer(keys.app, name="keys")
 
 
 @app.callback()
@@ -42,20 +44,16 @@ def serve_gateway(
 
 
 async def _serve(settings: Settings, as_json: bool) -> int:
-    from ziggurat.assembly import build_models
     from ziggurat.doors.cli.logs import show_logs
-    from ziggurat.doors.gateway import Gateway
+    from ziggurat.doors.gateway import open_gateway
 
     show_logs(staying=True)
-    models = build_models(settings)
-    gateway = Gateway(models, settings.gateway)
     asked = asyncio.Event()
-    try:
-        await gateway.start()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    async with open_gateway(settings) as (gateway, models):
         _tell(gateway.base_url, models.aliases(), as_json)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, asked.set)
         await asked.wait()
         asked.clear()
         if gateway.in_flight:
@@ -67,9 +65,6 @@ async def _serve(settings: Settings, as_json: bool) -> int:
         draining.cancel()
         if gateway.in_flight:
             say(f"{gateway.in_flight} requests were cut.")
-    finally:
-        await gateway.close()
-        await models.close()
     say("Stopped.")
     return 0
 

@@ -5,6 +5,7 @@
     POST /v1/embeddings         where a route has them
     GET  /v1/models             the aliases that the key may call
     GET  /healthz, /readyz      alive; taking requests
+    GET  /metrics               Prometheus text format
 
 It is the same router that programs use (`ziggurat.inference.router`): one owner of retries, one set of limits, one ledger. The door
 itself only reads and writes the dialect, knows who calls, and puts every call to an account.
@@ -15,6 +16,7 @@ itself only reads and writes the dialect, knows who calls, and puts every call t
 
 from __future__ import annotations
 
+from ziggurat.doors.gateway.opening import open_gateway
 from ziggurat.doors.gateway.server import Gateway
 
-__all__ = ["Gateway"]
+__all__ = ["Gateway", "open_gateway"]

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from aiohttp import web
-from msgspec import Raw
 
 from ziggurat.doors.gateway.refusals import Refusal
-from ziggurat.program.context import AttemptContext, TaskInfo, attempting
+from ziggurat.inference.ledger import NOBODY, Attribution, attributing
 from ziggurat.records import CallRecord
 
 if TYPE_CHECKING:
@@ -33,17 +32,16 @@ class Bounds:
         self.body_limit, self.read_timeout = body_limit, read_timeout
 
 
-class Exchange(AttemptContext):
-    """A request and its answer. It surrounds its model call, so that every attempt is put to its account."""
+class Exchange:
+    """A request and its answer."""
 
     def __init__(self, request: web.BaseRequest, bounds: Bounds, id_: str) -> None:
         self.request, self._bounds = request, bounds
         self.id = id_
         self.created = int(time.time())
-        self.namespace = "default"
         self.caller: Caller | None = None
-        self.calls: list[CallRecord] = []
-        self.info = _NOBODY
+        #: On whose behalf the request is made.
+        self.by = NOBODY
         #: The alias that was asked for, for metrics.
         self.model = ""
         self.response: web.StreamResponse | None = None
@@ -76,12 +74,15 @@ class Exchange(AttemptContext):
         text = f"The request body is larger than {self._bounds.body_limit:,} bytes; send less, or raise gateway.body_limit."
         return Refusal(413, text, code="request_too_large")
 
-    def attribute(self, namespace: str) -> None:
-        """Take in on whose behalf the request is made, from its headers. Raises Refusal for a value that is no name."""
-        run, workflow = self._named("X-Ziggurat-Run"), self._named("X-Ziggurat-Workflow")
-        self.namespace = namespace or self._named("X-Ziggurat-Tenant") or "default"
-        if run or workflow:
-            self.info = TaskInfo(task="", run=run, workflow=workflow)
+    def attribute(self) -> None:
+        """Take in on whose behalf the request is made, from its key and headers. Raises Refusal for a value that is no name."""
+        key, namespace = (self.caller.name, self.caller.namespace) if self.caller is not None else ("", "")
+        self.by = Attribution(
+            namespace=namespace or self._named("X-Ziggurat-Tenant") or "default",
+            workflow=self._named("X-Ziggurat-Workflow"),
+            run=self._named("X-Ziggurat-Run"),
+            key=key,
+        )
 
     def admit(self, model: str) -> None:
         """Take in which alias is asked for. Raises Refusal if the caller may not call it."""
@@ -98,23 +99,9 @@ class Exchange(AttemptContext):
 
     @contextlib.contextmanager
     def accounting(self) -> Iterator[None]:
-        """Put the model calls of this block to the exchange's account."""
-        with attempting(self):
+        """Put the model calls of this block to the account of whoever makes the request."""
+        with attributing(self.by):
             yield
-
-    # -- the model call's surroundings -------------------------------------------------------------------------------
-
-    def record_call(self, call: CallRecord) -> None:
-        self.calls.append(call)
-
-    def heartbeat(self, details: bytes | None) -> None:
-        return
-
-    def last_heartbeat(self) -> Raw | None:
-        return None
-
-    def emit(self, kind: str, data: bytes) -> None:
-        return
 
     # -- out ---------------------------------------------------------------------------------------------------------
 
@@ -167,9 +154,6 @@ class Exchange(AttemptContext):
         """Cut the connection."""
         if self.request.transport is not None:
             self.request.transport.abort()
-
-
-_NOBODY = TaskInfo(task="")
 
 
 def new_id() -> str:

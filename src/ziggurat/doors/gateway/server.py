@@ -29,6 +29,8 @@ from ziggurat.errors import ConfigurationError, LayerUnreachable, ZigguratError
 from ziggurat.inference.interface import is_loopback
 from ziggurat.inference.router import Router
 from ziggurat.settings.gateway import GatewaySettings
+from ziggurat.telemetry import CONTENT_TYPE, metrics_text
+from ziggurat.telemetry.catalogue import GATEWAY_IN_FLIGHT, GATEWAY_REQUESTS, GATEWAY_SECONDS
 
 log = logging.getLogger("ziggurat.gateway")
 
@@ -40,9 +42,6 @@ _RETRY_SECONDS = 1.0
 
 Handler = Callable[[Exchange, Router], Awaitable[web.StreamResponse]]
 
-#: What is put on record for every request: the exchange, with the calls that were or may have been billed.
-Account = Callable[[Exchange], None]
-
 
 class Gateway:
     """An OpenAI-compatible server over one router.
@@ -50,8 +49,8 @@ class Gateway:
     Args:
         models: the inference layer; the caller closes it.
         settings: the section [gateway].
-        keys: returns the callers as they stand, by the hash of their key.
-        account: is told of every exchange that ended, whatever its end.
+        keys: returns the callers as they stand, by the hash of their key; None lets everybody on this machine in.
+        every_second: is called once a second while the gateway listens, in a thread.
     """
 
     def __init__(
@@ -59,10 +58,10 @@ class Gateway:
         models: Router,
         settings: GatewaySettings,
         *,
-        keys: Callable[[], Mapping[str, Caller]] = dict,
-        account: Account = lambda exchange: None,
+        keys: Callable[[], Mapping[str, Caller] | None] = lambda: None,
+        every_second: Callable[[], None] = lambda: None,
     ) -> None:
-        self._models, self._settings, self._keys, self._account = models, settings, keys, account
+        self._models, self._settings, self._keys, self._every_second = models, settings, keys, every_second
         self._bounds = Bounds(settings.body_limit, settings.read_timeout)
         self._exchanges: set[Exchange] = set()
         self._idle = asyncio.Event()
@@ -82,7 +81,9 @@ class Gateway:
         self._open: dict[str, Callable[[Exchange], Awaitable[web.StreamResponse]]] = {
             "/healthz": self._healthz,
             "/readyz": self._readyz,
+            "/metrics": self._metrics,
         }
+        self._watching = GATEWAY_IN_FLIGHT.watch(lambda: {(): float(len(self._exchanges))})
 
     @property
     def base_url(self) -> str:
@@ -134,6 +135,7 @@ class Gateway:
     async def close(self) -> None:
         """Stop listening, and cut what is still under way."""
         self.draining = True
+        self._watching()
         if self._sweeper is not None:
             self._sweeper.cancel()
         if self._listening is not None:
@@ -146,6 +148,7 @@ class Gateway:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
+            await asyncio.to_thread(self._every_second)
             late = loop.time() - self._settings.read_timeout
             for exchange in list(self._exchanges):
                 if exchange.writing_since is not None and exchange.writing_since < late:
@@ -159,26 +162,39 @@ class Gateway:
         look = self._open.get(path)
         if look is not None:
             return await look(x)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         self._exchanges.add(x)
         self._idle.clear()
+        status = "gone"
         try:
-            try:
-                return await self._answer(x, path)
-            except Refusal as refusal:
-                return self._refuse(x, refusal)
-            except ZigguratError as error:
-                return self._refuse(x, refusal_of(error))
-            except ConnectionError:
-                # The client is gone; there is nobody to answer.
-                return x.response or x.answer(b"")
-            except Exception:
-                log.exception("The request %s ended with an error that the gateway did not expect.", x.id)
-                return self._refuse(x, internal(x.id))
+            response = await self._respond(x, path)
+            status = str(x.failed.status if x.failed is not None else response.status)
+            return response
+        except ConnectionError:
+            # The client hung up; what is returned goes nowhere.
+            return x.response or x.answer(b"")
         finally:
             self._exchanges.discard(x)
             if not self._exchanges:
                 self._idle.set()
-            self._account(x)
+            known = path if path in self._paths else "other"
+            GATEWAY_REQUESTS.labels(known, status).inc()
+            GATEWAY_SECONDS.labels(known).observe(loop.time() - began)
+
+    async def _respond(self, x: Exchange, path: str) -> web.StreamResponse:
+        """Return the answer, or the error as an answer."""
+        try:
+            return await self._answer(x, path)
+        except Refusal as refusal:
+            return self._refuse(x, refusal)
+        except ZigguratError as error:
+            return self._refuse(x, refusal_of(error))
+        except ConnectionError:
+            raise
+        except Exception:
+            log.exception("The request %s ended with an error that the gateway did not expect.", x.id)
+            return self._refuse(x, internal(x.id))
 
     async def _answer(self, x: Exchange, path: str) -> web.StreamResponse:
         if self.draining:
@@ -190,12 +206,12 @@ class Gateway:
         if handler is None:
             raise self._lost(request.method, path)
         known = self._keys()
-        if known:
+        if known is not None:
             x.caller = callers.find(known, request.headers.get("Authorization", ""))
         else:
             _require_local(request)
             x.caller = ANYBODY
-        x.attribute(x.caller.namespace)
+        x.attribute()
         with x.accounting():
             return await handler(x, self._models)
 
@@ -230,6 +246,10 @@ class Gateway:
 
     async def _healthz(self, x: Exchange) -> web.StreamResponse:
         return x.answer(b'{"ok":true}')
+
+    async def _metrics(self, x: Exchange) -> web.StreamResponse:
+        page = await asyncio.to_thread(metrics_text)
+        return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE, "Server": "ziggurat"})
 
     async def _readyz(self, x: Exchange) -> web.StreamResponse:
         reasons = ["The gateway is draining."] if self.draining else []
