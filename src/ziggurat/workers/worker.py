@@ -487,8 +487,7 @@ class Worker:
                     continue
                 self._outage.worked(name)
                 raise
-            if self._outage.since:
-                self._outage.worked(name)
+            self._outage.worked(name)
             return answer
 
 
