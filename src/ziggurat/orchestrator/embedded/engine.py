@@ -17,9 +17,11 @@ from pathlib import Path
 from msgspec import Raw
 from msgspec.structs import replace
 
+from ziggurat.artifacts import INLINE, Payloads
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import Conflict, LayerUnreachable
 from ziggurat.orchestrator.embedded import guard
+from ziggurat.orchestrator.embedded.cleaning import Cleaner
 from ziggurat.orchestrator.embedded.dispatch import Dispatcher
 from ziggurat.orchestrator.embedded.driver import Driver
 from ziggurat.orchestrator.embedded.family import Family
@@ -56,6 +58,7 @@ class EmbeddedOrchestrator(Orchestrator):
         registry: where workflows are looked up.
         options: limits.
         clock: the time.
+        payloads: the seam through which payloads pass; everything stays inline where there is none.
         drive: False opens the state for control verbs only: runs are changed but not driven.
     """
 
@@ -69,13 +72,14 @@ class EmbeddedOrchestrator(Orchestrator):
         *,
         options: EngineOptions | None = None,
         clock: Clock | None = None,
+        payloads: Payloads = INLINE,
         drive: bool = True,
     ) -> None:
         self.path = Path(path)
         self._drive = drive
         self.options = options or EngineOptions()
         self.clock = clock or SystemClock()
-        self.queue, self.registry = queue, registry
+        self.queue, self.registry, self.payloads = queue, registry, payloads
         self.lock = StateLock(self.path)
         self._tasks: builtins.list[asyncio.Task[None]] = []
         #: Held while the history of a run that stopped is worked on: two hands on one history would write the same positions.
@@ -114,6 +118,7 @@ class EmbeddedOrchestrator(Orchestrator):
         )
         self.driver.kin = Family(self.driver)
         self._viewer = Viewer(self.path, self._journal, self.driver)
+        self._cleaner = Cleaner(self._journal, self.payloads.library, self.clock, self.options.artifact_grace)
         self._inbox = Inbox(self.driver, self._dispatcher, self.options, self.clock)
         guard.install()
         # A collection of the oldest generation walks every run in memory and stops everything for a quarter of a second at 10,000 of
@@ -128,6 +133,7 @@ class EmbeddedOrchestrator(Orchestrator):
                 asyncio.create_task(recover(self.driver), name="ziggurat-recover"),
                 asyncio.create_task(self._take_progress(), name="ziggurat-progress"),
             ]
+            self._tasks.append(asyncio.create_task(self._cleaner.run(), name="ziggurat-clean"))
             if self.options.retention is not None:
                 self._tasks.append(asyncio.create_task(self._retain(self.options.retention), name="ziggurat-retention"))
 
@@ -340,15 +346,7 @@ class EmbeddedOrchestrator(Orchestrator):
             found = self._journal.reader.run(where.search)
             if found is not None:
                 raise Conflict(f"The run {where.search} is {found[1].status}; only ended runs can be purged. Cancel it first.")
-        for at in range(0, len(keys), 500):
-            part = keys[at : at + 500]
-            marks = ", ".join("?" * len(part))
-            statements = [
-                (f"DELETE FROM dead_letters WHERE run IN (SELECT id FROM runs WHERE key IN ({marks}))", tuple(part)),
-                (f"DELETE FROM events WHERE run IN ({marks})", tuple(part)),
-                (f"DELETE FROM runs WHERE key IN ({marks})", tuple(part)),
-            ]
-            await self._journal.durable(Write(statements=statements))
+        await self._cleaner.purge(keys)
         return len(keys)
 
     # -- looking --------------------------------------------------------------------------------------------------

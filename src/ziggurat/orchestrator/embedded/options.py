@@ -21,6 +21,8 @@ class EngineOptions(Struct, frozen=True, kw_only=True):
     keep_input: int = 2_000
     #: How long ended runs are kept; None keeps them until they are purged.
     retention: float | None = None
+    #: How long a stored object that no run refers to is kept: it may be on its way into a history.
+    artifact_grace: float = 86_400.0
     #: For tests: evict every run whenever it rests, so that everything is always a replay.
     evict_always: bool = False
     #: For seeds of jitter; None takes the system's.

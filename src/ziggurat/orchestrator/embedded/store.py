@@ -3,6 +3,7 @@
     runs     one row a run. `status` and `wake_at` are the engine's own index: at the next open a "running" row is replayed, a "waiting"
              row sleeps until `wake_at` or a signal. `head` is the Run record as JSON without the payload, result and state columns.
     events   one row an event, (run, seq) → Event as JSON. The truth; everything else can be computed from it.
+    artifacts, facts  which runs refer to which stored objects; see `references.py`.
     dead_letters  one row a message that its queue gave up, until it is redriven, discarded or its run purged.
     calls    one row a model call (`inference/ledger.py`), written with the event that records it; kept when the run is purged.
 
@@ -24,9 +25,10 @@ from msgspec.structs import replace
 
 from ziggurat.errors import StateUnusable
 from ziggurat.inference import ledger
+from ziggurat.orchestrator.embedded import references
 from ziggurat.records import DeadLetter, Event, Run, RunFilter
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 #: Each entry brings a file from the version of its index to the next one. Never edit an entry that was released.
 MIGRATIONS: tuple[str, ...] = (
@@ -86,6 +88,7 @@ MIGRATIONS: tuple[str, ...] = (
         ORDER BY r.key, e.seq
     );
     """,
+    references.TABLES,
 )
 
 _encode = msgspec.json.Encoder().encode
@@ -223,6 +226,21 @@ class Reader:
         sql += " AND" if sql else " WHERE"
         rows = self._rows(f"SELECT key FROM runs{sql} status IN ('completed', 'failed', 'cancelled')", values)
         return [key for (key,) in rows]
+
+    def artifacts_of(self, keys: Sequence[int]) -> list[str]:
+        """Return the stored objects that runs refer to, by the keys of the runs' rows."""
+        marks = ", ".join("?" * len(keys))
+        return [key for (key,) in self._rows(f"SELECT DISTINCT key FROM artifacts WHERE run IN ({marks})", keys)]
+
+    def referred(self, keys: Sequence[str]) -> set[str]:
+        """Return those stored objects that any run refers to."""
+        marks = ", ".join("?" * len(keys))
+        return {key for (key,) in self._rows(f"SELECT DISTINCT key FROM artifacts WHERE key IN ({marks})", keys)}
+
+    def fact(self, name: str) -> str | None:
+        """Return what the state file knows of itself under a name, or None."""
+        rows = self._rows("SELECT value FROM facts WHERE name = ?", (name,))
+        return str(rows[0][0]) if rows else None
 
     def count(self, where: RunFilter) -> dict[str, int]:
         """Return how many runs match, by status."""

@@ -19,6 +19,7 @@ from typing import Any
 from ziggurat.errors import StateUnusable
 from ziggurat.inference.ledger import CALL_VALUES, INSERT_CALL
 from ziggurat.orchestrator.embedded import store
+from ziggurat.orchestrator.embedded.references import REFER, references
 from ziggurat.telemetry.catalogue import COMMIT_SECONDS, COMMITS
 
 #: Rows of one INSERT. Few sizes, so that SQLite's statement cache holds them all; the largest stays below its limit of variables.
@@ -148,6 +149,8 @@ class Writer:
         events = [row for write in group for row in write.events]
         self._insert_rows(store.INSERT_RUN, store.RUN_VALUES, store.ON_RUN_CONFLICT, list(runs.values()))
         self._insert_rows(store.INSERT_EVENT, store.EVENT_VALUES, "", events)
+        if referred := references(events, runs.values()):
+            self._connection.executemany(REFER, referred)
         if calls := [row for write in group for row in write.calls]:
             self._insert_rows(INSERT_CALL, CALL_VALUES, "", calls)
 
