@@ -76,8 +76,11 @@ class Showing:
             if stopping.is_set():
                 await asyncio.sleep(EVERY)
             else:
+                # Not wait_for, which before Python 3.12 loses a cancellation that comes as the event is set: a worker that is cancelled
+                # sets it, and would wait for this loop for ever.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stopping.wait(), EVERY)
+                    async with asyncio.timeout(EVERY):
+                        await stopping.wait()
 
     async def end(self) -> None:
         """Take the record back: the worker has ended. It ends by itself where the queue cannot be told in time."""
