@@ -11,7 +11,8 @@ import pytest
 from msgspec import Raw
 
 from ziggurat.orchestrator.embedded import guard
-from ziggurat.orchestrator.embedded.execution import Execution, Finished, Mismatch
+from ziggurat.orchestrator.embedded.execution import Execution, Mismatch
+from ziggurat.orchestrator.embedded.steps import Finished
 from ziggurat.program.definitions import task, workflow
 from ziggurat.program.primitives import continue_as_new, patched, run_info, signal, uuid4
 from ziggurat.records import ErrorInfo, Event, Run

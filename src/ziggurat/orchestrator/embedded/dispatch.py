@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from ziggurat.clock import Clock
 from ziggurat.errors import LayerUnreachable, Overloaded, PayloadTooLarge
-from ziggurat.orchestrator.embedded.execution import Step
+from ziggurat.orchestrator.embedded.steps import Step
 from ziggurat.program.failures import describe
 from ziggurat.queues.interface import Queue
 from ziggurat.records import PRIORITY_NORMAL, Concurrency, Lane, Message, Outcome, Rate, Run, message_id

@@ -23,10 +23,11 @@ from ziggurat.clock import Clock
 from ziggurat.errors import ZigguratError
 from ziggurat.inference.ledger import call_row
 from ziggurat.orchestrator.embedded.dispatch import Dispatcher
-from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Execution, Finished, Mismatch, Step
+from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Execution, Mismatch
 from ziggurat.orchestrator.embedded.guard import forbidden_names
 from ziggurat.orchestrator.embedded.options import EngineOptions
 from ziggurat.orchestrator.embedded.resident import Resident, attribution, rest_of, total_usage
+from ziggurat.orchestrator.embedded.steps import Finished, Step
 from ziggurat.orchestrator.embedded.store import Reader, event_row, run_row
 from ziggurat.orchestrator.embedded.surgery import current_generation
 from ziggurat.orchestrator.embedded.telling import Telling

@@ -15,19 +15,18 @@ import contextvars
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from ziggurat.errors import ContinueAsNew, InvalidData, NotDurable, TaskError, ZigguratError
-from ziggurat.orchestrator.embedded.loop import RunFuture, RunLoop, RunTimer
+from ziggurat.orchestrator.embedded.loop import RunLoop, RunTimer
+from ziggurat.orchestrator.embedded.steps import Finished, Step, StepFuture, StepKind
 from ziggurat.program.context import RunContext, RunInfo, enter_run
 from ziggurat.program.failures import child_error, describe, task_error
 from ziggurat.program.options import RunOptions, TaskOptions
 from ziggurat.records import ErrorInfo, Event, EventKind, Outcome, Run
-
-StepKind = Literal["task", "timer", "signal", "child"]
 
 #: Kinds of events that only inform; they are not applied to the program.
 INFORMATIVE = frozenset(
@@ -41,84 +40,6 @@ SIGNAL_IDS_KEPT = 1_000
 
 class Mismatch(Exception):
     """The program asked for something else than its history says. The text shows both."""
-
-
-class Step:
-    """One durable operation that the program has asked for and that is not recorded yet."""
-
-    __slots__ = (
-        "attempt",
-        "bound",
-        "child",
-        "dispatched",
-        "due",
-        "entry",
-        "failures",
-        "future",
-        "heartbeat",
-        "kind",
-        "name",
-        "number",
-        "options",
-        "payload",
-        "requested",
-        "requested_at",
-        "retry_at",
-        "sent_at",
-        "settled",
-        "started_at",
-        "timer",
-    )
-
-    def __init__(self, number: int, kind: StepKind, name: str, requested: int, requested_at: float) -> None:
-        self.number, self.kind, self.name = number, kind, name
-        #: The history's length and the time when it was asked for.
-        self.requested, self.requested_at = requested, requested_at
-        self.payload = b""
-        self.options: Any = None
-        self.bound: dict[str, str] = {}
-        self.entry = self.child = ""
-        self.future: asyncio.Future[Any] | None = None
-        self.timer: RunTimer | None = None
-        #: When a timer fires.
-        self.due = 0.0
-        #: The attempt that is under way or next, and how many failed since the step, or the run, was last taken up.
-        self.attempt = 1
-        self.failures = 0
-        self.retry_at: float | None = None
-        self.sent_at = 0.0
-        self.started_at: float | None = None
-        self.heartbeat: Raw | None = None
-        #: An attempt is on the queue, or the child was started.
-        self.dispatched = False
-        #: Its event is on the way to the disk; later outcomes are dropped.
-        self.settled = False
-
-    def __repr__(self) -> str:
-        return f"<step {self.number} {self.kind} {self.name!r}>"
-
-
-class StepFuture(RunFuture):
-    """The future that the program awaits for a step; cancelling it drops the step."""
-
-    def __init__(self, step: Step, execution: Execution) -> None:
-        super().__init__(loop=execution.loop)
-        self._step, self._execution = step, execution
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        cancelled = super().cancel(msg)
-        if cancelled:
-            self._execution.drop(self._step)
-        return cancelled
-
-
-class Finished(Struct, frozen=True):
-    """How a generation of a run ended. For "continued" the result holds the next generation's arguments."""
-
-    status: Literal["completed", "failed", "cancelled", "continued", "parked"]
-    result: Raw | None = None
-    error: ErrorInfo | None = None
-    reason: str = ""
 
 
 class Execution(RunContext):
@@ -353,7 +274,7 @@ class Execution(RunContext):
             raise GeneratorExit
         self.asked += 1
         step = Step(self.asked, kind, name, self.applied, self.loop.time())
-        step.future = StepFuture(step, self)
+        step.future = StepFuture(step, self.loop, self.drop)
         self.steps[step.number] = step
         self.requests.append(step)
         return step

@@ -12,9 +12,9 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from ziggurat.orchestrator.embedded.driver import Driver
-from ziggurat.orchestrator.embedded.execution import Step
 from ziggurat.orchestrator.embedded.newborn import new_run
 from ziggurat.orchestrator.embedded.resident import Resident
+from ziggurat.orchestrator.embedded.steps import Step
 from ziggurat.orchestrator.embedded.store import event_row, run_row
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.records import ENDED, ErrorInfo, Event, Run, StartRequest

@@ -19,9 +19,9 @@ from ziggurat.clock import Clock
 from ziggurat.inference.ledger import call_row
 from ziggurat.orchestrator.embedded.dispatch import Dispatcher
 from ziggurat.orchestrator.embedded.driver import Driver
-from ziggurat.orchestrator.embedded.execution import Step
 from ziggurat.orchestrator.embedded.options import EngineOptions
 from ziggurat.orchestrator.embedded.resident import Resident, attribution, usage_of
+from ziggurat.orchestrator.embedded.steps import Step
 from ziggurat.orchestrator.embedded.store import BURY, letter_row
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.orchestrator.retry import next_attempt

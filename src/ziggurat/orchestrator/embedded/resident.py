@@ -5,7 +5,8 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from ziggurat.inference.ledger import Attribution
-from ziggurat.orchestrator.embedded.execution import Execution, Step
+from ziggurat.orchestrator.embedded.execution import Execution
+from ziggurat.orchestrator.embedded.steps import Step
 from ziggurat.records import CallRecord, Event, Run, StepView, Usage
 
 

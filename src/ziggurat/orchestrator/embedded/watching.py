@@ -8,8 +8,8 @@ from collections import deque
 from msgspec import Raw
 
 from ziggurat.clock import Clock
-from ziggurat.orchestrator.embedded.execution import Step
 from ziggurat.orchestrator.embedded.resident import open_view
+from ziggurat.orchestrator.embedded.steps import Step
 from ziggurat.records import Event, Progress, Run, RunEvent
 
 #: Events kept for a watcher that does not read; past that it loses the oldest progress, never the end.
