@@ -1,6 +1,7 @@
 """The OpenAI-compatible door to the inference layer: an OpenAI client needs only another base URL.
 
     POST /v1/chat/completions   whole and streamed; tools, structured output
+    POST /v1/responses          the same in OpenAI's newer dialect; nothing is kept between requests
     POST /v1/completions        one text in, one out; the models are chat models
     POST /v1/embeddings         where a route has them
     GET  /v1/models             the aliases that the key may call

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from ziggurat.doors.gateway import answers
 from ziggurat.doors.gateway.exchange import Exchange
-from ziggurat.doors.gateway.refusals import refusal_of
+from ziggurat.doors.gateway.refusals import Refusal, refusal_of
 from ziggurat.doors.gateway.requests import chat_prompt
 from ziggurat.errors import OutputRefused, ZigguratError
 from ziggurat.inference.router import Router
@@ -28,14 +28,24 @@ async def chat(x: Exchange, models: Router) -> web.StreamResponse:
     return await relay(x, models, prompt, writer.chunk, writer.refused)
 
 
+def _error(refusal: Refusal) -> bytes:
+    return answers.error_event(refusal.shape())
+
+
 async def relay(
-    x: Exchange, models: Router, prompt: Prompt, write: Callable[[Chunk], bytes], refused: Callable[[str], bytes]
+    x: Exchange,
+    models: Router,
+    prompt: Prompt,
+    write: Callable[[Chunk], bytes],
+    refused: Callable[[str], bytes],
+    failed: Callable[[Refusal], bytes] = _error,
 ) -> web.StreamResponse:
     """Stream an answer. What fails before its first piece is an error with a status; what fails later is an event.
 
     Args:
         write: returns the events of a chunk; those of the last one end the stream.
         refused: returns the events of a model that declined to answer.
+        failed: returns the events of a call that broke off.
     """
     async with aclosing(models.stream(prompt)) as chunks:
         try:
@@ -53,7 +63,7 @@ async def relay(
             await x.write(refused(_said(refusal)))
         except ZigguratError as error:
             x.failed = refusal_of(error)
-            await x.write(answers.error_event(x.failed.shape()))
+            await x.write(failed(x.failed))
     return await x.end()
 
 

@@ -25,6 +25,7 @@ from ziggurat.doors.gateway.completions import completions
 from ziggurat.doors.gateway.embeddings import embeddings
 from ziggurat.doors.gateway.exchange import Bounds, Exchange, new_id
 from ziggurat.doors.gateway.refusals import Refusal, internal, refusal_of
+from ziggurat.doors.gateway.responses import responses
 from ziggurat.errors import ConfigurationError, LayerUnreachable, ZigguratError
 from ziggurat.inference.interface import is_loopback
 from ziggurat.inference.router import Router
@@ -74,6 +75,7 @@ class Gateway:
         self._routes: dict[tuple[str, str], Handler] = {
             ("POST", "/v1/chat/completions"): chat,
             ("POST", "/v1/completions"): completions,
+            ("POST", "/v1/responses"): responses,
             ("POST", "/v1/embeddings"): embeddings,
             ("GET", "/v1/models"): self._list_models,
         }
