@@ -102,6 +102,10 @@ class Payloads:
         """Return what travels for a payload of that run, or None if it is so large that it must be stored first."""
         if len(data) > self._inline_limit:
             return None
+        return self.seal_inline(data, run)
+
+    def seal_inline(self, data: bytes, run: str) -> bytes:
+        """Return what travels for something that is never stored, whatever its size: a state, a heartbeat, progress."""
         if self._encrypts:
             return self._encrypt(data, run, artifact_keys(data))
         if data[:_LENGTH] == _PREFIX:

@@ -14,9 +14,12 @@ from collections.abc import Callable
 from msgspec import Raw
 from msgspec.structs import replace
 
+from ziggurat.artifacts import INLINE, Payloads
 from ziggurat.clock import Clock
 from ziggurat.errors import LayerUnreachable, Overloaded, PayloadTooLarge
+from ziggurat.orchestrator.embedded.carrying import Carrier
 from ziggurat.orchestrator.embedded.steps import Step
+from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.program.failures import describe
 from ziggurat.queues.interface import Queue
 from ziggurat.records import PRIORITY_NORMAL, Concurrency, Lane, Message, Outcome, Rate, Run, message_id
@@ -38,6 +41,8 @@ class Dispatcher:
         clock: the time.
         take: called with each batch of outcomes.
         resend: called with the runs whose messages the queue has lost.
+        write: hands a write to the writer.
+        payloads: the seam through which arguments and results pass.
     """
 
     def __init__(
@@ -46,12 +51,15 @@ class Dispatcher:
         clock: Clock,
         take: Callable[[list[Outcome]], None],
         resend: Callable[[dict[str, str]], None],
+        write: Callable[[Write], None],
+        payloads: Payloads = INLINE,
         *,
         sweep: float,
         sweep_age: float,
     ) -> None:
         self.queue, self.clock = queue, clock
-        self._take, self._resend = take, resend
+        self._carrier = Carrier(payloads, write, self._post, take)
+        self._resend = resend
         self._sweep, self._sweep_age = sweep, sweep_age
         self._outbox: list[Message] = []
         self._cancels: set[str] = set()
@@ -82,18 +90,27 @@ class Dispatcher:
         for task in self._tasks[1:]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._carrier.stop()
         for stop in self._unwatch:
             stop()
 
     def send(self, run: Run, step: Step) -> None:
         """Send the next attempt of a step, unless it is out already: an evicted run asks again for what it asked for before."""
-        message = self.message(run, step)
+        message = self.message(run, step, step.payload)
         step.dispatched, step.retry_at, step.sent_at, step.started_at = True, None, message.sent_at, None
         if message.id in self.in_flight:
             return
         self.in_flight[message.id] = (run.id, message.sent_at)
-        self._outbox.append(message)
-        self._wake.set()
+        sealed = self._carrier.sealed(message, step.requested)
+        if sealed is not None:
+            self._outbox.append(sealed)
+            self._wake.set()
+
+    def _post(self, message: Message) -> None:
+        """Send a message whose arguments are stored, unless it was taken back meanwhile."""
+        if message.id in self.in_flight:
+            self._outbox.append(message)
+            self._wake.set()
 
     def cancel(self, run: Run, step: Step) -> None:
         """Take back what was sent for a step."""
@@ -108,15 +125,15 @@ class Dispatcher:
         self._acks.append(outcome)
         self._wake.set()
 
-    def message(self, run: Run, step: Step) -> Message:
-        """Return the message that carries the next attempt of a step."""
+    def message(self, run: Run, step: Step, payload: bytes) -> Message:
+        """Return the message that carries the next attempt of a step, with these arguments."""
         options = step.options
         now = self.clock.time()
         concurrency, rate = options.concurrency, options.rate
         return Message(
             id=message_id(run.id, run.epoch, step.number, step.attempt),
             task=step.name,
-            payload=Raw(step.payload),
+            payload=Raw(payload),
             run=run.id,
             generation=run.epoch,
             step=step.number,
@@ -163,7 +180,7 @@ class Dispatcher:
             except PayloadTooLarge as error:
                 self._outbox.remove(message)
                 info = replace(describe(error), retryable=False)
-                self._take(
+                self._carrier.take(
                     [
                         Outcome(
                             message=message.id,
@@ -216,14 +233,14 @@ class Dispatcher:
             if outcomes:
                 for status, number in Counter(outcome.status for outcome in outcomes).items():
                     OUTCOMES.labels(status).inc(number)
-                self._take(outcomes)
+                self._carrier.take(outcomes)
 
     async def _sweep_lost(self) -> None:
         """Ask the queue for messages that have been out for long: it may lose everything, and its loss is made good here."""
         while True:
             await asyncio.sleep(self._sweep)
             horizon = self.clock.time() - self._sweep_age
-            waiting = {m.id for m in self._outbox}
+            waiting = {m.id for m in self._outbox} | self._carrier.storing
             old = [id_ for id_, (_, sent) in self.in_flight.items() if sent <= horizon and id_ not in waiting]
             try:
                 for at in range(0, len(old), _BATCH):

@@ -15,20 +15,24 @@ import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec.structs import replace
 
+from ziggurat.artifacts import INLINE, Payloads
 from ziggurat.clock import Clock
 from ziggurat.errors import ZigguratError
 from ziggurat.inference.ledger import call_row
 from ziggurat.orchestrator.embedded.dispatch import Dispatcher
-from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Execution, Mismatch
+from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Execution, Mismatch, contradiction
 from ziggurat.orchestrator.embedded.guard import forbidden_names
+from ziggurat.orchestrator.embedded.kin import Kin
 from ziggurat.orchestrator.embedded.options import EngineOptions
+from ziggurat.orchestrator.embedded.references import FORGET_OLDER
 from ziggurat.orchestrator.embedded.resident import Resident, attribution, rest_of, total_usage
 from ziggurat.orchestrator.embedded.steps import Finished, Step
 from ziggurat.orchestrator.embedded.store import Reader, event_row, run_row
+from ziggurat.orchestrator.embedded.stowing import Stowing
 from ziggurat.orchestrator.embedded.surgery import current_generation
 from ziggurat.orchestrator.embedded.telling import Telling
 from ziggurat.orchestrator.embedded.timers import Timers
@@ -43,22 +47,6 @@ from ziggurat.units import human_dollars
 ARRIVING = frozenset({"signal_received", "cancel_requested"})
 
 
-class Kin(Protocol):
-    """What the driver needs to know of parents and children; `family.py` does it."""
-
-    def begin_child(self, parent: Resident, step: Step) -> None:
-        """Start the child run that a step asks for."""
-
-    def tell_parent(self, child: Run, write: Write) -> None:
-        """Add to the write that ends a child what its parent records of it."""
-
-    def cancel_child(self, run_id: str, reason: str) -> None:
-        """Ask a child run to stop whose parent no longer waits for it."""
-
-    def end_parked(self, key: int, run: Run, reason: str) -> Write:
-        """Return the write that ends a parked run as cancelled."""
-
-
 class Driver:
     """The runs in memory, and everything that happens to them.
 
@@ -67,7 +55,7 @@ class Driver:
         write: hands a write to the writer.
         dispatcher: the hand on the queue.
         due: called with (run, step) when a moment has come that a run waits for.
-        registry, options, clock: as for the engine.
+        registry, options, clock, payloads: as for the engine.
     """
 
     def __init__(
@@ -79,6 +67,7 @@ class Driver:
         registry: Registry,
         options: EngineOptions,
         clock: Clock,
+        payloads: Payloads = INLINE,
     ) -> None:
         self.reader, self.write, self.dispatcher = reader, write, dispatcher
         self.registry, self.options, self.clock = registry, options, clock
@@ -93,6 +82,7 @@ class Driver:
         self.residents: dict[str, Resident] = {}
         #: Steps of parked runs that were on the queue: their outcomes were paid for and are recorded still.
         self.parked: dict[str, tuple[Resident, dict[int, Step]]] = {}
+        self.stowing = Stowing(payloads, self.park)
         self._stopped: dict[str, list[Callable[[Run], None]]] = {}
 
     # -- recording ------------------------------------------------------------------------------------------------
@@ -139,12 +129,8 @@ class Driver:
             return
         if event.kind in INFORMATIVE:
             execution.applied = event.seq
-        else:
-            try:
-                execution.apply(event)
-            except Mismatch as mismatch:
-                self.park(resident, _mismatch_text(resident.run, mismatch))
-                return
+        elif not self._or_park(resident, partial(execution.apply, event)):
+            return
         self.harvest(resident)
 
     def row(self, resident: Resident) -> tuple[Any, ...]:
@@ -157,7 +143,7 @@ class Driver:
     def harvest(self, resident: Resident) -> None:
         """Carry out what the program asked for, and see whether it ended, rests or can be evicted."""
         execution = resident.execution
-        if execution is None or resident.finishing:
+        if execution is None or resident.finishing or resident.storing:
             return
         if execution.new_patches:
             for patch in execution.new_patches:
@@ -293,14 +279,20 @@ class Driver:
 
     def _bring_up(self, resident: Resident, events: list[Event]) -> bool:
         """Build the program from its history and go on with it; returns False if the run had to be parked instead."""
+        built = self._or_park(resident, partial(self.build, resident, events))
+        if built:
+            self.harvest(resident)
+        return built
+
+    def _or_park(self, resident: Resident, move: Callable[[], None]) -> bool:
+        """Make a move, or park the run if its code contradicts its history or a payload cannot be had. Says whether it went well."""
         try:
-            self.build(resident, events)
+            move()
         except Mismatch as mismatch:
-            self.park(resident, _mismatch_text(resident.run, mismatch))
+            self.park(resident, contradiction(resident.run, mismatch))
         except ZigguratError as error:
             self.park(resident, str(error))
         else:
-            self.harvest(resident)
             return True
         return False
 
@@ -317,6 +309,7 @@ class Driver:
             passed=max((e.requested for e in events if e.step), default=0) if len(events) > 1 else 0,
             patches=[e.name for e in events if e.kind == "patched"],
             suggest_at=self.options.history_suggest,
+            payloads=self.stowing.payloads,
             show=partial(self.watchers.emitted, run.id, self.clock),
         )
         resident.execution = execution
@@ -365,7 +358,10 @@ class Driver:
 
     # -- endings --------------------------------------------------------------------------------------------------
 
-    def _finish(self, resident: Resident, finished: Finished) -> None:
+    def _finish(self, resident: Resident, ended: Finished) -> None:
+        finished = self.stowing.finished(resident, ended, self._finish)
+        if finished is None:
+            return
         if finished.status == "parked":
             self.park(resident, finished.reason)
             return
@@ -446,7 +442,7 @@ class Driver:
             Write(
                 [event_row(resident.key, e) for e in events],
                 [self.row(resident)],
-                [(older, (resident.key, resident.key))],
+                [(older, (resident.key, resident.key)), (FORGET_OLDER, (resident.key, resident.key))],
                 done=partial(self._continued, resident, events),
             )
         )
@@ -488,11 +484,4 @@ def _spent_text(run: Run) -> str:
     return (
         f"The run has spent {human_dollars(run.usage.cost_usd)} of its budget of {human_dollars(run.budget_usd or 0.0)}. "
         f"Resume it with a larger one: ziggurat resume {run.id} --budget '$...'"
-    )
-
-
-def _mismatch_text(run: Run, mismatch: Mismatch) -> str:
-    return (
-        f"The code of {run.workflow!r} no longer fits this run's history: {mismatch}. "
-        "Bring the old code back and put the change behind patched(), or fork the run before that step."
     )

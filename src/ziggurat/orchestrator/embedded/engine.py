@@ -34,7 +34,7 @@ from ziggurat.orchestrator.embedded.options import EngineOptions
 from ziggurat.orchestrator.embedded.recovery import recover
 from ziggurat.orchestrator.embedded.resident import Resident, step_views, total_usage
 from ziggurat.orchestrator.embedded.store import UNBURY, UNBURY_RUN, event_row, run_row
-from ziggurat.orchestrator.embedded.surgery import asked_at, current_generation, fork_events, retry_events
+from ziggurat.orchestrator.embedded.surgery import asked_at, current_generation, fork_events, rebound, retry_events
 from ziggurat.orchestrator.embedded.viewing import Viewer
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
@@ -104,6 +104,8 @@ class EmbeddedOrchestrator(Orchestrator):
             self.clock,
             lambda outcomes: self._inbox.take(outcomes),
             lambda lost: self._inbox.resend(lost),
+            self._journal.write,
+            self.payloads,
             sweep=self.options.sweep,
             sweep_age=self.options.sweep_age,
         )
@@ -115,6 +117,7 @@ class EmbeddedOrchestrator(Orchestrator):
             self.registry,
             self.options,
             self.clock,
+            self.payloads,
         )
         self.driver.kin = Family(self.driver)
         self._viewer = Viewer(self.path, self._journal, self.driver)
@@ -147,6 +150,7 @@ class EmbeddedOrchestrator(Orchestrator):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.driver.timers.stop()
         await self._dispatcher.stop()
+        await self.driver.stowing.stop()
         if self._drive:
             self._gauges.stop()
         for resident in builtins.list(self.driver.residents.values()):
@@ -184,7 +188,8 @@ class EmbeddedOrchestrator(Orchestrator):
                 await self._settled_writes(request.id)
                 return existing
         # Bad input is refused at the door. Arguments that no longer fit later, because the code changed, park the run.
-        self.registry.workflow(request.workflow, request.entry).arguments.decode(request.payload)
+        arguments = self.registry.workflow(request.workflow, request.entry).arguments
+        arguments.decode(await self.payloads.open(request.payload, request.id))
         run = new_run(request, self.clock.time())
         resident, write = self.driver.admit(run)
         await self._journal.durable(write)
@@ -310,11 +315,16 @@ class EmbeddedOrchestrator(Orchestrator):
         key, found = self._row(run)
         await self._settled_writes(run)
         events = self._journal.reader.events(key)
-        kept = fork_events(events, step, asked_at(self.registry.workflow(found.workflow, found.entry), found, events, step))
+        workflow = self.registry.workflow(found.workflow, found.entry)
+        kept = fork_events(events, step, asked_at(workflow, found, events, step, self.payloads))
         now = self.clock.time()
         if id and self._journal.reader.run(id) is not None:
             raise Conflict(f"The id {id!r} belongs to another run; choose a new one for the fork.")
         forked = fork_run(found, now, id, payload)
+        stowing = self.driver.stowing
+        kept = rebound(kept, stowing, run, forked.id)
+        if payload is None:
+            forked = replace(forked, payload=stowing.rebound(found.payload, run, forked.id) or found.payload)
         self.driver.last_key += 1
         resident = self._cold(self.driver.last_key, forked)
         resident.next_seq = (kept[-1].seq if kept else 0) + 1

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from ziggurat.artifacts import INLINE, Payloads
 from ziggurat.errors import ContinueAsNew, InvalidData, NotDurable, TaskError, ZigguratError
 from ziggurat.orchestrator.embedded.loop import RunLoop, RunTimer
 from ziggurat.orchestrator.embedded.steps import Finished, Step, StepFuture, StepKind
@@ -52,6 +53,7 @@ class Execution(RunContext):
         passed: position in the history up to which the program is known to have run before, with whatever code it had then.
         base: position of the last event before this generation's.
         suggest_at: number of events from which `continue_as_new` is suggested.
+        payloads: opens what the history hands to the program, and seals its state.
         show: called with (kind, JSON) for every `emit` of the live program.
     """
 
@@ -65,8 +67,9 @@ class Execution(RunContext):
         passed: int,
         suggest_at: int,
         show: Callable[[str, bytes], None],
+        payloads: Payloads = INLINE,
     ) -> None:
-        self.workflow, self.run = workflow, run
+        self.workflow, self.run, self._payloads = workflow, run, payloads
         make: Any = RunLoop  # typeshed calls the methods that are set after the class statement abstract
         self.loop: RunLoop = make(run.seed or run.id, self._start_timer, self._stop_timer)
         self.steps: dict[int, Step] = {}
@@ -99,7 +102,9 @@ class Execution(RunContext):
     # -- driving --------------------------------------------------------------------------------------------------
 
     def apply(self, event: Event) -> None:
-        """Apply one event and run the program until it waits again. Raises Mismatch; then the execution must be discarded."""
+        """Apply one event and run the program until it waits again. Raises Mismatch, or ZigguratError if a payload cannot
+        be had now; then the execution must be discarded.
+        """
         self.applied = event.seq
         self.loop.advance(event.at)
         kind = event.kind
@@ -137,6 +142,8 @@ class Execution(RunContext):
 
         Steps that it had asked for are no mismatch: their events were on the way to the disk when the program ended.
         """
+        if self.finished is not None and self.finished.status == "parked":
+            return  # It came no further because of what it found here, which is not what the history says.
         for event in recorded:
             if event.kind in INFORMATIVE or not event.step:
                 continue
@@ -241,7 +248,7 @@ class Execution(RunContext):
             self.steps.pop(step.number)
             self._gone[step.number] = ("signal", name)
             self.requests.remove(step)
-            step.future.set_result(box.popleft())  # type: ignore[union-attr]
+            step.future.set_result(self._open_inside(box.popleft()))  # type: ignore[union-attr]
         else:
             self._waiters.setdefault(name, deque()).append(step)
         return step.future  # type: ignore[return-value]
@@ -264,7 +271,7 @@ class Execution(RunContext):
 
     def set_state(self, data: bytes) -> None:
         if not self.loop.closing:
-            self.state = Raw(data)
+            self.state = Raw(self._payloads.seal_inline(data, self.run.id))
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -297,8 +304,9 @@ class Execution(RunContext):
         self._main = self.loop.create_task(self._run_workflow(), name=self.run.id, context=context)
 
     async def _run_workflow(self) -> bytes:
+        payload = self._open_inside(self.run.payload)
         try:
-            args, kwargs = self.workflow.arguments.decode(self.run.payload)
+            args, kwargs = self.workflow.arguments.decode(payload)
         except InvalidData as error:
             raise NotDurable(f"{error} Bring the old parameters back, or fork the run with other input.") from error
         result = await self.workflow.fn(*args, **kwargs)
@@ -356,7 +364,7 @@ class Execution(RunContext):
         if step is None or step.future is None or step.future.done():
             return
         if event.kind == "step_completed":
-            step.future.set_result(bytes(event.result) if event.result is not None else b"null")
+            step.future.set_result(self._open(event.result) if event.result is not None else b"null")
         elif step.kind == "child":
             step.future.set_exception(child_error(step.child, step.name, event.error, event.detail or "failed"))
         else:
@@ -387,6 +395,17 @@ class Execution(RunContext):
         del self.steps[event.step]
         return step
 
+    def _open(self, data: bytes | Raw) -> bytes:
+        """Return what the history hands to the program, as JSON. Raises ZigguratError if it cannot be had now."""
+        return self._payloads.open_now(data, self.run.id)
+
+    def _open_inside(self, data: bytes | Raw) -> bytes:
+        """As `_open`, where the program itself asks: it must not see what is no business of its own, so that parks the run."""
+        try:
+            return self._open(data)
+        except ZigguratError as error:
+            raise NotDurable(str(error)) from error
+
     def _outlook(self) -> str:
         if self.finished is not None or (self._main is not None and self._main.done()):
             return "it has ended"
@@ -410,7 +429,7 @@ class Execution(RunContext):
             if step.future is not None and not step.future.done():
                 self.steps.pop(step.number, None)
                 self._gone[step.number] = ("signal", name)
-                step.future.set_result(payload)
+                step.future.set_result(self._open(payload))
                 return
         self._mailboxes.setdefault(name, deque()).append(payload)
 
@@ -418,4 +437,12 @@ class Execution(RunContext):
 def _differs(event: Event, kind: str, name: str) -> str:
     return (
         f"at step {event.step} the history records {event.step_kind} {event.name!r}, but the program now asks for {kind} {name!r}"
+    )
+
+
+def contradiction(run: Run, mismatch: Mismatch) -> str:
+    """Return why a run is parked whose code no longer fits its history."""
+    return (
+        f"The code of {run.workflow!r} no longer fits this run's history: {mismatch}. "
+        "Bring the old code back and put the change behind patched(), or fork the run before that step."
     )

@@ -21,7 +21,7 @@ from ziggurat.records import ENDED, ErrorInfo, Event, Run, StartRequest
 
 
 class Family:
-    """What the driver needs to know of parents and children (`driver.Kin`)."""
+    """What the driver needs to know of parents and children (`kin.Kin`)."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -33,7 +33,7 @@ class Family:
         row = driver.reader.run(step.child) if living is None else None
         child = living.run if living is not None else row[1] if row is not None else None
         if child is None:
-            self._start(parent, step)
+            self._seal_and_start(parent, step)
         elif child.parent != parent.run.id:
             self._refuse(parent, step, f"the id {step.child!r} belongs to another run")
         elif child.workflow != step.name:
@@ -41,11 +41,27 @@ class Family:
         elif living is None and child.status in ENDED:
             driver.record(parent, self._event(parent, step, child))
 
-    def _start(self, parent: Resident, step: Step) -> None:
+    def _seal_and_start(self, parent: Resident, step: Step) -> None:
+        stowing = self._driver.stowing
+        small = stowing.payloads.seal_small(step.payload, step.child)
+        if small is not None:
+            self._start(parent, step, small)
+        else:
+            stowing.store(parent, step.payload, step.child, partial(self._stored, parent, step))
+
+    def _stored(self, parent: Resident, step: Step, payload: bytes) -> None:
+        """The arguments of a child are stored; start it, unless the program dropped it meanwhile or another step started it."""
+        if parent.step(step.number) is step:
+            if step.child in self._driver.residents or self._driver.reader.run(step.child) is not None:
+                self.begin_child(parent, step)
+            else:
+                self._start(parent, step, payload)
+
+    def _start(self, parent: Resident, step: Step, payload: bytes) -> None:
         options, run = step.options, parent.run
         request = StartRequest(
             workflow=step.name,
-            payload=Raw(step.payload),
+            payload=Raw(payload),
             id=step.child,
             namespace=run.namespace,
             entry=step.entry,
@@ -137,7 +153,7 @@ class Family:
             requested_at=step.requested_at,
             started_at=child.started_at or 0.0,
             ended_at=child.ended_at or 0.0,
-            result=child.result,
+            result=self._driver.stowing.rebound(child.result, child.id, parent.run.id),
             error=child.error,
             usage=usage if usage.calls else None,
             detail=child.status if child.status != "completed" else child.id,

@@ -109,21 +109,24 @@ class Inbox:
 
     def _settle(self, resident: Resident, step: Step, outcome: Outcome, kind: str) -> None:
         step.settled = True
-        payload = step.payload
+        payload, payloads = step.payload, self.driver.stowing.payloads
         event = self._outcome_event(
             resident,
             step,
             outcome,
             kind,
             result=outcome.result,
-            input=Raw(payload) if len(payload) <= self.options.keep_input else None,
+            input=Raw(payloads.seal_inline(payload, resident.run.id)) if len(payload) <= self.options.keep_input else None,
             detail=outcome.status if kind == "step_failed" else "",
         )
         buried = [(BURY, self._letter(resident, step, outcome, event.at))] if outcome.status == "dead" else None
         self.driver.record(resident, event, partial(self.dispatcher.ack, outcome), buried)
 
     def _letter(self, resident: Resident, step: Step, outcome: Outcome, now: float) -> tuple[Any, ...]:
-        message = self.dispatcher.message(resident.run, step)
+        payload = self.driver.stowing.payloads.seal_small(step.payload, resident.run.id)
+        if payload is None:
+            payload = msgspec.json.encode({"omitted": f"{len(step.payload):,} bytes of arguments"})
+        message = self.dispatcher.message(resident.run, step, payload)
         reason = outcome.error.message if outcome.error is not None else "The queue gave it up."
         return letter_row(DeadLetter(id=outcome.message, message=message, reason=reason, deliveries=0, died_at=now))
 
@@ -252,7 +255,7 @@ class Inbox:
                     step.started_at = item.at
                     watchers.step(resident.run, step)
             elif item.run in watchers:
-                watchers.tell(RunEvent(run=item.run, kind="progress", progress=item))
+                watchers.tell(RunEvent(run=item.run, kind="progress", progress=self.driver.stowing.opened(item)))
 
     def _take_calls(self, item: Progress) -> None:
         """Record model calls that no outcome carries: their attempt lost its lease or was handed back, and they were paid for."""

@@ -25,6 +25,7 @@ class Resident:
         "row_status",
         "row_wake",
         "run",
+        "storing",
         "writes",
     )
 
@@ -43,6 +44,8 @@ class Resident:
         self.paused = run.status == "paused"
         #: The end is on the way to the disk; nothing more is recorded.
         self.finishing = False
+        #: What the program ended with is being stored; its end waits for that.
+        self.storing = False
 
     def knows_signal(self, signal_id: str) -> bool:
         """Say whether a signal of that id has come already."""

@@ -90,3 +90,5 @@ class Finished(Struct, frozen=True):
     result: Raw | None = None
     error: ErrorInfo | None = None
     reason: str = ""
+    #: True once the result is sealed for the run.
+    sealed: bool = False

@@ -11,8 +11,10 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from ziggurat.artifacts import INLINE, Payloads
 from ziggurat.errors import Conflict
 from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Execution, Mismatch
+from ziggurat.orchestrator.embedded.stowing import Stowing
 from ziggurat.records import Event, Run
 
 
@@ -24,7 +26,7 @@ def current_generation(events: Sequence[Event]) -> list[Event]:
     return list(events)
 
 
-def asked_at(workflow: Any, run: Run, events: Sequence[Event], step: int) -> int | None:
+def asked_at(workflow: Any, run: Run, events: Sequence[Event], step: int, payloads: Payloads = INLINE) -> int | None:
     """Return the position in the history at which the program asks for a step, found by replaying it; None if it never does.
 
     A signal's event does not name the step that took it, so only the program can tell which signals came before that step.
@@ -32,7 +34,9 @@ def asked_at(workflow: Any, run: Run, events: Sequence[Event], step: int) -> int
     events = current_generation(events)
     base = events[0].seq - 1 if events else 0
     patches = [e.name for e in events if e.kind == "patched"]
-    execution = Execution(workflow, run, base=base, passed=0, patches=patches, suggest_at=0, show=lambda kind, data: None)
+    execution = Execution(
+        workflow, run, base=base, passed=0, patches=patches, suggest_at=0, show=lambda kind, data: None, payloads=payloads
+    )
     try:
         for event in events:
             if event.kind not in INFORMATIVE:
@@ -116,3 +120,13 @@ def _fatal_event(run: Run, events: Sequence[Event]) -> Event | None:
     if error.run_id:
         return next((e for e in reversed(failures) if e.step_kind == "child"), None)
     return None
+
+
+def rebound(events: Sequence[Event], stowing: Stowing, run: str, to: str) -> list[Event]:
+    """Return a run's events as those of another, with their payloads sealed for that one."""
+    return [
+        replace(e, result=stowing.rebound(e.result, run, to), input=stowing.rebound(e.input, run, to))
+        if e.result or e.input
+        else e
+        for e in events
+    ]

@@ -1,0 +1,108 @@
+"""What a run hands on that is too large to be recorded: stored first, beside the event loop, and then the run goes on.
+
+Everything else is sealed on the spot. While something is being stored its run stays in memory and takes signals, but its program's end
+waits: nothing is recorded that refers to an object which is not there yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from msgspec import Raw
+from msgspec.structs import replace
+
+from ziggurat.artifacts import Payloads, is_sealed
+from ziggurat.errors import ArtifactsUnreachable, ZigguratError
+from ziggurat.orchestrator.embedded.resident import Resident
+from ziggurat.orchestrator.embedded.steps import Finished
+from ziggurat.records import Progress
+
+log = logging.getLogger("ziggurat.orchestrator")
+
+#: Pauses in seconds between tries while the store cannot be used; after the last the run is parked.
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+class Stowing:
+    """Seals what runs hand on. Used on the engine's event loop.
+
+    Args:
+        payloads: the seam.
+        park: called with a run and a sentence when what it hands on cannot be stored.
+    """
+
+    def __init__(self, payloads: Payloads, park: Callable[[Resident, str], None]) -> None:
+        self.payloads = payloads
+        self._park = park
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def finished(self, resident: Resident, finished: Finished, again: Callable[[Resident, Finished], None]) -> Finished | None:
+        """Return how a program ended with its result sealed; or None, and `again` is called with it once it is stored."""
+        if finished.result is None or finished.sealed:
+            return finished
+        small = self.payloads.seal_small(bytes(finished.result), resident.run.id)
+        if small is not None:
+            return replace(finished, result=Raw(small), sealed=True)
+
+        def stored(sealed: bytes) -> None:
+            resident.storing = False
+            again(resident, replace(finished, result=Raw(sealed), sealed=True))
+
+        resident.storing = True
+        self.store(resident, bytes(finished.result), resident.run.id, stored)
+        return None
+
+    def store(self, resident: Resident, data: bytes, run: str, then: Callable[[bytes], None]) -> None:
+        """Seal what a resident run hands to `run`, and call `then` with it, unless the run was parked meanwhile."""
+        # What is on the way keeps the run in memory, like a write.
+        resident.writes += 1
+        task = asyncio.get_running_loop().create_task(self._store(resident, data, run, then), name="ziggurat-store")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _store(self, resident: Resident, data: bytes, run: str, then: Callable[[bytes], None]) -> None:
+        execution = resident.execution
+        for pause in (*PAUSES, None):
+            try:
+                sealed = await self.payloads.seal(data, run)
+                break
+            except ArtifactsUnreachable as error:
+                if pause is None:
+                    resident.writes -= 1
+                    if resident.execution is execution:
+                        resident.storing = False
+                        self._park(resident, str(error))
+                    return
+                log.warning("What the run %s hands on cannot be stored now and will be tried again: %s", resident.run.id, error)
+                await asyncio.sleep(pause)
+        resident.writes -= 1
+        if resident.execution is execution and execution is not None:
+            then(sealed)
+
+    def rebound(self, data: Raw | None, run: str, to: str) -> Raw | None:
+        """Return a payload that one run hands to another, sealed for that one. What cannot be opened now stays as it is: who asks for it
+        then is told why.
+        """
+        if data is None or not is_sealed(data):
+            return data
+        try:
+            return Raw(self.payloads.rebind(data, run, to))
+        except ZigguratError:
+            return data
+
+    def opened(self, progress: Progress) -> Progress:
+        """Return progress as watchers see it."""
+        if not is_sealed(progress.data):
+            return progress
+        try:
+            return replace(progress, data=Raw(self.payloads.open_now(progress.data, progress.run)))
+        except ZigguratError:
+            return replace(progress, data=Raw(b"null"))
+
+    async def stop(self) -> None:
+        """Give up what is on the way; a replay asks for it again."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
