@@ -23,6 +23,7 @@ from ziggurat.assembly.scaled import ScaledPool, quotas_of
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import ConfigurationError
 from ziggurat.inference.ledger import Ledger
+from ziggurat.inference.router import Router
 from ziggurat.orchestrator.control import ControlServer, socket_path
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.program.llm import use_models
@@ -78,6 +79,8 @@ class System:
         self.payloads: Payloads
         self.orchestrator: Orchestrator | None = None
         self.control: ControlServer | None = None
+        #: The inference layer, where there is one here.
+        self.models: Router | None = None
         self.pools: list[Pool | ScaledPool] = []
         #: How many definitions there were when the pools last looked for queues that tasks name.
         self._served = -1
@@ -135,7 +138,7 @@ class System:
         if self._drive:
             ledger = Ledger(settings.ledger_path)
             self._stack.callback(ledger.close)
-            models = build_models(settings, ledger=recorder(settings, ledger))
+            models = self.models = build_models(settings, ledger=recorder(settings, ledger))
             _models.append(models)
             use_models(models)
             self._stack.push_async_callback(_forget_models, models)

@@ -26,6 +26,9 @@ T = TypeVar("T")
 waiting_signals: ContextVar[dict[str, list[Any]] | None] = ContextVar("ziggurat_signals", default=None)
 
 _codecs: dict[Any, Codec[Any]] = {}
+#: What type each signal has, by (workflow, signal), of those that were waited for in this process; the newest of them.
+_awaited: dict[tuple[str, str], Codec[Any]] = {}
+_AWAITED_MAX = 10_000
 
 
 @overload
@@ -55,6 +58,7 @@ async def signal(name: str, type: Any = Any, *, timeout: Duration | None = None)
             f"The signal {name!r} is waited for outside a run. Start the workflow through a client, or in a test lay the signal out "
             f"with `with ziggurat.testing.signals({name}=...)`."
         )
+    _note_awaited(run.info().workflow, name, codec)
     waiting = run.wait_signal(name)
     if timeout is None:
         return codec.decode(await waiting)
@@ -64,6 +68,18 @@ async def signal(name: str, type: Any = Any, *, timeout: Duration | None = None)
             return codec.decode(await waiting)
     except TimeoutError:
         raise SignalTimeout(f"No signal {name!r} came within {timeout}.") from None
+
+
+def _note_awaited(workflow: str, name: str, codec: Codec[Any]) -> None:
+    if _awaited.get((workflow, name)) is not codec:
+        _awaited[workflow, name] = codec
+        if len(_awaited) > _AWAITED_MAX:
+            del _awaited[next(iter(_awaited))]
+
+
+def awaited_type(workflow: str, name: str) -> Codec[Any] | None:
+    """Return the codec of a signal's value, or None if no run of that workflow has waited for it in this process."""
+    return _awaited.get((workflow, name))
 
 
 def now() -> datetime:

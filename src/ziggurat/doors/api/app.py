@@ -9,14 +9,16 @@ from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 
 from ziggurat import __version__
-from ziggurat.doors.api import runs, sessions
+from ziggurat.doors.api import administration, health, inbox, looks, orders, runs, sessions, uploads
 from ziggurat.doors.api.gate import COOKIE, Gate
 from ziggurat.doors.api.hub import Hub
 from ziggurat.doors.api.problems import RESPONSES, handle_errors
 from ziggurat.doors.api.shield import Shield
 
 PREFIX = "/api/v1"
-_ROUTERS = (runs.router, sessions.router)
+_ROUTERS = (
+    runs.router, orders.router, uploads.router, looks.router, inbox.router, sessions.router, administration.router,
+)  # fmt: skip
 
 
 def build_app(hub: Hub, *, open_here: bool) -> FastAPI:
@@ -44,6 +46,7 @@ def build_app(hub: Hub, *, open_here: bool) -> FastAPI:
     for router in _ROUTERS:
         api.include_router(router)
     app.include_router(api)
+    app.include_router(health.router)
     handle_errors(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     app.add_middleware(Shield, settings=settings, gate=gate)

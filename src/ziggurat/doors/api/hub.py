@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import cast
 
 from fastapi import Request
@@ -11,13 +12,17 @@ from ziggurat.assembly import System
 from ziggurat.assembly.modules import AppRegistry
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.doors.api.audit import AuditLog
+from ziggurat.doors.api.bulk import Bulk
 from ziggurat.doors.api.control_file import ControlFile
 from ziggurat.doors.api.keys import EVERY, Keyring, Principal
 from ziggurat.doors.api.streams import Streams
+from ziggurat.doors.api.webhooks import Webhooks
 from ziggurat.errors import UnknownName
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.queues.interface import Queue
 from ziggurat.settings import Settings
+
+log = logging.getLogger("ziggurat.api")
 
 
 class Hub:
@@ -32,7 +37,8 @@ class Hub:
         self.keyring = Keyring(self.file, self.clock)
         self.audit = AuditLog(self.file, self.clock)
         self.streams = Streams(system.orchestrator)
-        self.started_at = self.clock.time()
+        self.bulk = Bulk(self.file, system.orchestrator, self.clock)
+        self.webhooks = Webhooks(self.settings.server.webhooks, self.file, system.orchestrator, self.clock)
 
     @property
     def orchestrator(self) -> Orchestrator:
@@ -47,10 +53,21 @@ class Hub:
     def registry(self) -> AppRegistry:
         return self.system.registry
 
+    def start(self) -> None:
+        """Begin what goes on without being asked: bulk orders and webhooks, those of before first."""
+        self.bulk.start()
+        self.webhooks.start()
+
     async def close(self) -> None:
-        """End the streams and close the control file."""
+        """End the streams, stop what goes on, and close the control file."""
         await self.streams.close()
+        await self.webhooks.close()
+        await self.bulk.close()
         self.file.close()
+
+    def note_unready(self, error: Exception) -> None:
+        """Log why the server is not ready."""
+        log.warning("The server is not ready: %s", error)
 
 
 def hub_of(request: Request) -> Hub:

@@ -79,7 +79,7 @@ class Keyring:
         """Say whether there is a key that is not revoked."""
         return bool(self._file.rows("SELECT 1 FROM keys WHERE revoked_at IS NULL LIMIT 1"))
 
-    def keys(self) -> list[Key]:
+    def every_key(self) -> list[Key]:
         """Return all keys, revoked ones too, newest first."""
         rows = self._file.rows(f"SELECT {_COLUMNS} FROM keys ORDER BY created_at DESC, id")
         return [Key(**dict(zip(_COLUMNS.split(", "), row, strict=True))) for row in rows]
@@ -109,7 +109,7 @@ class Keyring:
 
     def revoke(self, name: str, namespace: str = EVERY) -> Key:
         """Revoke a key by its name or id, and end its logins. Raises UnknownName."""
-        found = [key for key in self.keys() if name in (key.id, key.name) and key.revoked_at is None]
+        found = [key for key in self.every_key() if name in (key.id, key.name) and key.revoked_at is None]
         if not found or namespace not in (EVERY, found[0].namespace):
             raise UnknownName(f"There is no key {name!r} that is not revoked; `ziggurat keys` lists those that there are.")
 

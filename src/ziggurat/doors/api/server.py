@@ -60,6 +60,7 @@ class ApiServer:
             h11_max_incomplete_event_size=64 * 1024,
             ws="none",
         )
+        self.hub.start()
         self._server = _Server(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="ziggurat-api")
         while not self._server.started:

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ziggurat.doors.cli import batch, deadletters, doctor, gateway, init, models, queues, run, runs, serve, verbs
+from ziggurat.doors.cli import api_keys, batch, deadletters, doctor, gateway, init, models, queues, run, runs, serve, verbs
 from ziggurat.doors.cli.common import INTERRUPTED, answer, report, say
 from ziggurat.doors.cli.logs import show_logs
 
@@ -69,6 +69,7 @@ for _name, _command in (
 app.add_typer(deadletters.app, name="deadletters")
 app.add_typer(models.app, name="models")
 app.add_typer(gateway.app, name="gateway")
+app.add_typer(api_keys.app, name="keys")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
