@@ -11,10 +11,10 @@ pytest.register_assert_rewrite("ziggurat.testing.limit_suite")
 
 from tests.conformance.redis_servers import RedisServer, redis_server  # noqa: E402, F401
 from ziggurat.errors import SettingsError  # noqa: E402
-from ziggurat.inference.limits.process import ProcessStore  # noqa: E402
 from ziggurat.inference.backends.limits_redis import RedisStore  # noqa: E402
 from ziggurat.inference.backends.limits_sqlite import SqliteStore  # noqa: E402
 from ziggurat.inference.limits.interface import Beat, LimitStore, StoreDown  # noqa: E402
+from ziggurat.inference.limits.process import ProcessStore  # noqa: E402
 from ziggurat.testing.clock import FakeClock  # noqa: E402
 from ziggurat.testing.limit_suite import LimitStoreSuite, flow, take  # noqa: E402
 
@@ -83,5 +83,5 @@ class TestRedis(LimitStoreSuite):
         assert "secret" not in str(caught.value)
         with pytest.raises(StoreDown):
             store.purse("p")
-        with pytest.raises(SettingsError, match="takes redis://"):
+        with pytest.raises(SettingsError, match=r"inference\.limits\.store has the scheme 'http'"):
             RedisStore("http://127.0.0.1")

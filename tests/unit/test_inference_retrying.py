@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 
 import pytest
@@ -10,12 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ziggurat.inference import prices
-from ziggurat.inference.interface import EndpointConfig, Limits, Price
-from ziggurat.inference.limits import Bucket, Gate
+from ziggurat.inference.interface import EndpointConfig, Price
 from ziggurat.inference.prices import cost, tariff
 from ziggurat.inference.retrying import Breaker, CoolDown, RetryBudget, RetryOptions, backoff
 from ziggurat.records import Usage
-from ziggurat.testing.clock import FakeClock
 
 OPTIONS = RetryOptions()
 
@@ -137,137 +134,6 @@ def test_a_cool_down_that_nobody_asked_for_doubles_and_counts_a_burst_once() -> 
         assert bound / 2 <= wait <= bound
     cool_down.success()
     assert cool_down.limited(now, None, rng) <= 0.5
-
-
-@given(st.integers(60, 100_000), st.lists(st.tuples(st.floats(0, 5), st.integers(1, 2000)), max_size=60))
-def test_a_bucket_never_gives_more_than_its_rate_and_its_burst(per_minute: int, events: list[tuple[float, int]]) -> None:
-    bucket = Bucket(per_minute)
-    start = now = 1000.0
-    taken, largest = 0.0, 0
-    for passed, amount in events:
-        now += passed
-        if bucket.wait(now, amount) == 0:
-            bucket.take(now, amount)
-            taken += amount
-            largest = max(largest, amount)
-        assert taken <= bucket.burst + (now - start) * bucket.per_second + largest + 1e-6
-
-
-def test_a_bucket_waits_as_long_as_it_says_and_takes_back_what_was_not_used() -> None:
-    bucket = Bucket(600)
-    bucket.take(100.0, 100)
-    assert bucket.wait(100.0, 50) == pytest.approx(5.0)
-    assert bucket.wait(105.0, 50) == 0
-    bucket.take(105.0, -1000)
-    assert bucket.wait(105.0, 100) == 0 and bucket.wait(105.0, 5000) == 0  # More than the burst, from a full bucket.
-
-
-# -- the gate --------------------------------------------------------------------------------------------------------
-
-
-def gate(clock: FakeClock, **limits: int) -> Gate:
-    return Gate(Limits(**limits), clock, random.Random(1))
-
-
-async def turns() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-async def test_a_gate_admits_in_order_and_as_many_as_it_may() -> None:
-    clock = FakeClock()
-    door = gate(clock, concurrency=2)
-    entered: list[int] = []
-
-    async def call(number: int) -> None:
-        await door.enter(0)
-        entered.append(number)
-
-    tasks = [asyncio.create_task(call(n)) for n in range(6)]
-    await turns()
-    assert entered == [0, 1] and door.waiting == 4
-    tasks[3].cancel()
-    for expected in ([0, 1, 2], [0, 1, 2, 4], [0, 1, 2, 4, 5]):
-        door.leave(0, None)
-        await turns()
-        assert entered == expected
-    assert door.waiting == 0 and door.in_flight == 2
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def test_a_gate_waits_for_tokens_and_gives_back_what_was_estimated_too_high() -> None:
-    clock = FakeClock()
-    door = gate(clock, tokens_per_minute=600)
-    await door.enter(100)
-    waiting = asyncio.create_task(door.enter(50))
-    await turns()
-    assert not waiting.done()
-    door.leave(100, 30)
-    await turns()
-    assert waiting.done() and door.in_flight == 1
-
-
-async def test_a_gate_opens_with_the_clock() -> None:
-    clock = FakeClock()
-    door = gate(clock, requests_per_minute=60)
-    for _ in range(10):
-        await door.enter(0)
-    late = asyncio.create_task(door.enter(0))
-    await turns()
-    clock.advance(0.5)
-    await turns()
-    assert not late.done()
-    clock.advance(0.51)
-    await turns()
-    assert late.done()
-
-
-async def test_a_429_halves_what_may_be_in_flight_once_for_a_burst_and_success_widens_it_again() -> None:
-    clock = FakeClock()
-    door = gate(clock)
-    for _ in range(40):
-        await door.enter(0)
-    for _ in range(10):
-        door.limited(2.0)
-    assert door.window == 20
-    for _ in range(40):
-        door.leave(0, None)
-    blocked = asyncio.create_task(door.enter(0))
-    await turns()
-    assert not blocked.done() and door.cooling() >= 2.0
-    clock.advance(4.0)
-    await turns()
-    assert blocked.done()
-    for _ in range(40):
-        door.succeeded()
-    assert 21 < (door.window or 0) < 23
-    limited = 0
-    while door.window is not None and limited < 10_000_000:
-        door.succeeded()
-        limited += 1
-    assert 100_000 < limited < 10_000_000
-
-
-async def test_a_waiter_whose_loop_has_died_does_not_hold_the_others() -> None:
-    door = gate(FakeClock(), concurrency=1)
-    await door.enter(0)
-    other = asyncio.new_event_loop()
-    stranded = other.create_task(door.enter(0))
-    await asyncio.to_thread(other.run_until_complete, _turn())
-    assert door.waiting == 1
-    mine = asyncio.create_task(door.enter(0))
-    await turns()
-    stranded.cancel()
-    stranded._log_destroy_pending = False  # type: ignore[attr-defined]
-    other.close()
-    door.leave(0, None)
-    await turns()
-    assert mine.done()
-
-
-async def _turn() -> None:
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
 
 
 # -- prices ----------------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from ziggurat.errors import MissingExtra, SettingsError
-from ziggurat.queues.backends.redis_address import read_url
 from ziggurat.queues.backends.redis_streams import RedisQueue
+from ziggurat.settings.redis_url import read_url
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import NoReturn, cast
 
 from ziggurat.assembly.backends import load_backend, plain
+from ziggurat.assembly.limiting import build_keeper, limits_of
 from ziggurat.errors import AuthenticationFailed, ConfigurationError, MissingExtra, SettingsError
 from ziggurat.inference.interface import (
     Capabilities,
     CapabilityOverrides,
     Endpoint,
     EndpointConfig,
-    Limits,
     ModelConfig,
     Price,
     Timeouts,
@@ -39,8 +39,11 @@ def build_models(
     wanted = settings.inference
     endpoints = {name: build_endpoint(name, endpoint) for name, endpoint in wanted.endpoints.items()}
     if aliases is None:
-        return Router(endpoints, {alias: _model(model) for alias, model in wanted.models.items()}, ledger=ledger)
-    return Router(endpoints, {alias: ModelConfig(routes=list(routes)) for alias, routes in aliases.items()}, ledger=ledger)
+        models = {alias: _model(model) for alias, model in wanted.models.items()}
+    else:
+        models = {alias: ModelConfig(routes=list(routes)) for alias, routes in aliases.items()}
+    tenants = {name: limits_of(limits) for name, limits in wanted.limits.tenants.items()}
+    return Router(endpoints, models, ledger=ledger, keeper=build_keeper(settings), tenants=tenants)
 
 
 def build_endpoint(name: str, wanted: EndpointSettings) -> Endpoint:
@@ -49,7 +52,8 @@ def build_endpoint(name: str, wanted: EndpointSettings) -> Endpoint:
         name=name,
         kind=wanted.kind,
         base_url=wanted.base_url,
-        limits=Limits(**wanted.limits.model_dump()),
+        limits=limits_of(wanted.limits),
+        model_limits={model: limits_of(limits) for model, limits in wanted.model_limits.items()},
         timeouts=Timeouts(**wanted.timeouts.model_dump()),
         prices={model: _price(price) for model, price in wanted.prices.items()},
         options=wanted.options,

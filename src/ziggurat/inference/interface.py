@@ -54,6 +54,24 @@ class Limits(Struct, frozen=True, kw_only=True):
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrency: int | None = None
+    #: Seconds of a per-minute limit that may be spent at once. Providers count in windows of their own, so a full minute's burst could
+    #: meet two of them.
+    burst: float = 10.0
+
+    @property
+    def any(self) -> bool:
+        """True if something is limited."""
+        return bool(self.requests_per_minute or self.tokens_per_minute or self.concurrency)
+
+
+class Reported(Struct, frozen=True, kw_only=True):
+    """What a provider says of its limits with an answer; None where it says nothing."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    #: What is left of them now.
+    requests_left: float | None = None
+    tokens_left: float | None = None
 
 
 class Timeouts(Struct, frozen=True, kw_only=True):
@@ -91,6 +109,8 @@ class EndpointConfig(Struct, frozen=True, kw_only=True):
     api_key: str = ""
     headers: dict[str, str] = {}
     limits: Limits = Limits()
+    #: By upstream model, beside those of the endpoint as a whole.
+    model_limits: dict[str, Limits] = {}
     timeouts: Timeouts = Timeouts()
     #: By upstream model.
     prices: dict[str, Price] = {}
@@ -173,6 +193,10 @@ class Endpoint(ABC):
     @abstractmethod
     async def check(self) -> str:
         """Return one sentence on the endpoint's health, for people, without buying anything. Raises InferenceError."""
+
+    def reported(self, upstream: str) -> Reported | None:
+        """Return what the provider said of its limits for a model since this was last asked, or None."""
+        return None
 
     def free(self, upstream: str) -> bool:
         """Say whether calls cost nothing by their nature, as on one's own machine."""

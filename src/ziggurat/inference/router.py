@@ -27,7 +27,12 @@ from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import ConfigurationError, EndpointFailed, EndpointUnreachable, InferenceError
 from ziggurat.inference import telling
 from ziggurat.inference.calls import Call
-from ziggurat.inference.interface import Endpoint, ModelConfig
+from ziggurat.inference.interface import Endpoint, Limits, ModelConfig
+from ziggurat.inference.ledger import current_attribution
+from ziggurat.inference.limits.caller import current_caller
+from ziggurat.inference.limits.keeper import Keeper
+from ziggurat.inference.limits.process import ProcessStore
+from ziggurat.inference.limits.tickets import Demand, Ticket
 from ziggurat.inference.retrying import RetryOptions
 from ziggurat.inference.routes import Route, Routes, RouteView
 from ziggurat.inference.shaping import shape
@@ -52,6 +57,8 @@ class Router(ModelCaller):
         models: the aliases that programs may name; "endpoint:upstream" works without one.
         options: how stubborn to be.
         ledger: receives every attempt's record.
+        keeper: the way to the limits that are shared; without it, they are this router's alone.
+        tenants: limits of tenants over all endpoints, by namespace.
         clock: for tests.
         seed: for the jitter, in tests.
     """
@@ -63,6 +70,8 @@ class Router(ModelCaller):
         *,
         options: RetryOptions | None = None,
         ledger: Recorder | None = None,
+        keeper: Keeper | None = None,
+        tenants: Mapping[str, Limits] | None = None,
         clock: Clock | None = None,
         seed: int | None = None,
     ) -> None:
@@ -70,7 +79,8 @@ class Router(ModelCaller):
         self.clock = clock or SystemClock()
         self._rng = random.Random(seed)
         self._ledger = ledger
-        self._table = Routes(endpoints, models, self.clock, self.options, self._rng)
+        self.keeper = keeper or Keeper(ProcessStore(self.clock), self.clock)
+        self._table = Routes(endpoints, models, self.clock, self.options, self._rng, self.keeper, tenants or {})
         self.tokens = TokenEstimator()
         telling.show(self)
 
@@ -162,9 +172,10 @@ class Router(ModelCaller):
         return dict(zip(self.endpoints, answers, strict=True))
 
     async def close(self) -> None:
-        """Close every endpoint."""
+        """Close every endpoint, and let go of what is shared."""
         for endpoint in self.endpoints.values():
             await endpoint.close()
+        await asyncio.to_thread(self.keeper.close)
 
     def _call(self, prompt: Prompt) -> Call:
         return Call(prompt, self._table.of(prompt.model), self.options, self.clock, self._rng, self.pause)
@@ -184,8 +195,7 @@ class Router(ModelCaller):
     ) -> tuple[Answer, CallRecord]:
         """Make one attempt at a whole answer, and record it."""
         lane, clock = route.lane, self.clock
-        reserved = self._reservation(route, shaped)
-        await self._enter(route, reserved)
+        ticket = await self._enter(route, shaped)
         route.breaker.begin(clock.monotonic())
         used: float | None = None
         started_at, started = clock.time(), clock.monotonic()
@@ -197,17 +207,15 @@ class Router(ModelCaller):
             self._failed(call, route, error, started_at, started)
             raise
         finally:
-            lane.gate.leave(reserved, used)
-        route.breaker.success()
-        lane.gate.succeeded()
+            lane.gate.leave(ticket, used)
+        self._succeeded(route)
         return answer, self._record(call, route, usage, started_at, clock.monotonic() - started, None, "ok")
 
     async def _attempt_stream(self, call: Call, route: Route) -> AsyncGenerator[Chunk, None]:
         lane, clock = route.lane, self.clock
         shaped, unshaping = shape(call.prompt, route.capabilities)
-        reserved = self._reservation(route, shaped)
         async with asyncio.timeout(call.left()):
-            await self._enter(route, reserved)
+            ticket = await self._enter(route, shaped)
         route.breaker.begin(clock.monotonic())
         started_at, started = clock.time(), clock.monotonic()
         seen = _Seen()
@@ -236,27 +244,37 @@ class Router(ModelCaller):
                 self._verdict(route, error)
             raise
         finally:
-            lane.gate.leave(reserved, used)
-        route.breaker.success()
-        lane.gate.succeeded()
+            lane.gate.leave(ticket, used)
+        self._succeeded(route)
         record = self._record(call, route, usage, started_at, clock.monotonic() - started, seen.first, "ok")
         last = replace(seen.final, usage=record.usage)
         yield last if unshaping is None else unshaping.chunk(last)
 
-    async def _enter(self, route: Route, reserved: float) -> None:
-        began = self.clock.monotonic()
-        await route.lane.gate.enter(reserved)
+    async def _enter(self, route: Route, shaped: Prompt) -> Ticket:
+        """Wait before the endpoint's gate, on behalf of whoever calls."""
+        began, gate = self.clock.monotonic(), route.lane.gate
+        caller, by = current_caller(), current_attribution()
+        demand = Demand(
+            upstream=route.upstream, namespace=by.namespace, priority=caller.priority, key=caller.key, limits=caller.limits
+        )
+        if gate.counts_tokens(demand):
+            demand = replace(demand, tokens=float(self.tokens.likely(shaped, route.upstream)))
+        ticket = await gate.enter(demand)
         GATE_SECONDS.labels(route.lane.endpoint.name).observe(self.clock.monotonic() - began)
+        return ticket
 
-    def _reservation(self, route: Route, shaped: Prompt) -> float:
-        if not route.lane.gate.counts_tokens:
-            return 0.0
-        return float(self.tokens.prompt(shaped, route.upstream) + (shaped.max_tokens or 256))
+    def _succeeded(self, route: Route) -> None:
+        route.breaker.success()
+        route.lane.gate.succeeded()
+        said = route.lane.endpoint.reported(route.upstream)
+        if said is not None:
+            route.lane.gate.reported(route.upstream, said)
 
     def _counted(self, route: Route, shaped: Prompt, usage: Usage, size: int) -> Usage:
         """Return the usage, estimated from the answer's bytes and marked as such where the endpoint reports none."""
         if usage.calls:
             self.tokens.learn(raw_tokens(shaped), route.upstream, usage.input_tokens)
+            self.tokens.answered(route.upstream, usage.output_tokens)
             return usage
         inputs, outputs = self.tokens.prompt(shaped, route.upstream), self.tokens.answer(size, route.upstream)
         return Usage(calls=1, input_tokens=inputs, output_tokens=outputs, estimated_tokens=inputs + outputs)

@@ -11,8 +11,9 @@ from msgspec import Struct
 from ziggurat.clock import Clock
 from ziggurat.errors import ConfigurationError, InferenceError, ModelNotFound, UnknownName
 from ziggurat.inference import capabilities as table
-from ziggurat.inference.interface import Capabilities, CapabilityOverrides, Endpoint, ModelConfig, Price
-from ziggurat.inference.limits import Gate
+from ziggurat.inference.interface import Capabilities, CapabilityOverrides, Endpoint, Limits, ModelConfig, Price
+from ziggurat.inference.limits.gate import Gate
+from ziggurat.inference.limits.keeper import Keeper
 from ziggurat.inference.prices import Tariff, tariff
 from ziggurat.inference.retrying import Breaker, RetryBudget, RetryOptions
 from ziggurat.inference.tokens import raw_tokens
@@ -27,9 +28,18 @@ class Lane:
 
     __slots__ = ("budget", "endpoint", "gate")
 
-    def __init__(self, endpoint: Endpoint, clock: Clock, options: RetryOptions, rng: random.Random) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        clock: Clock,
+        options: RetryOptions,
+        rng: random.Random,
+        keeper: Keeper,
+        tenants: Mapping[str, Limits],
+    ) -> None:
         self.endpoint = endpoint
-        self.gate = Gate(endpoint.config.limits, clock, rng)
+        config = endpoint.config
+        self.gate = Gate(config.name, config.limits, clock, rng, keeper, models=config.model_limits, tenants=tenants)
         self.budget = RetryBudget(options.budget_ratio, options.budget_floor, options.budget_window)
 
 
@@ -85,9 +95,11 @@ class Routes:
         clock: Clock,
         options: RetryOptions,
         rng: random.Random,
+        keeper: Keeper,
+        tenants: Mapping[str, Limits],
     ) -> None:
         self.endpoints = dict(endpoints)
-        self.lanes = {name: Lane(endpoint, clock, options, rng) for name, endpoint in endpoints.items()}
+        self.lanes = {name: Lane(endpoint, clock, options, rng, keeper, tenants) for name, endpoint in endpoints.items()}
         self._breakers: dict[str, Breaker] = {}
         self._direct: dict[str, list[Route]] = {}
         self._aliases: dict[str, list[Route]] = {}

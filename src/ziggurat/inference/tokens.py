@@ -20,6 +20,12 @@ TOKENS_PER_IMAGE = 1000
 _LEARNING, _LONG = 0.1, 500.0
 
 
+#: An answer's tokens before a model has given one, and the longest that is reckoned with where nothing bounds it.
+USUAL_ANSWER, LONGEST_ANSWER = 256, 16_384
+#: How much longer than estimated a prompt may turn out: byte counts are off by a third for code and for other scripts than Latin.
+PROMPT_MARGIN = 1.5
+
+
 class TokenEstimator:
     """Estimates token counts of prompts and texts, and learns each upstream model's ratio from reported usage.
 
@@ -28,6 +34,7 @@ class TokenEstimator:
 
     def __init__(self) -> None:
         self._ratios: dict[str, float] = {}
+        self._answers: dict[str, float] = {}
 
     def prompt(self, prompt: Prompt, upstream: str) -> int:
         """Return about how many tokens the prompt is for the model, at least 1."""
@@ -36,6 +43,28 @@ class TokenEstimator:
     def answer(self, size: int, upstream: str) -> int:
         """Return about how many tokens an answer of so many bytes is for the model."""
         return int(size / BYTES_PER_TOKEN * self._ratios.get(upstream, 1.0) + 0.5)
+
+    def likely(self, prompt: Prompt, upstream: str) -> int:
+        """Return about how many tokens the prompt and its answer will be: of the answer, what is usual for the model and asked for."""
+        usual = self._answers.get(upstream, float(USUAL_ANSWER))
+        answer = (
+            usual
+            if prompt.max_tokens is None
+            else min(prompt.max_tokens, max(usual, 1.0))
+            if upstream in self._answers
+            else prompt.max_tokens
+        )
+        return self.prompt(prompt, upstream) + int(answer + 0.5)
+
+    def most(self, prompt: Prompt, upstream: str, context: int) -> tuple[int, int]:
+        """Return how many tokens the prompt and its answer can be at most, as far as can be told: what a budget must allow for."""
+        outputs = prompt.max_tokens or min(context or LONGEST_ANSWER, LONGEST_ANSWER)
+        return int(self.prompt(prompt, upstream) * PROMPT_MARGIN) + 1, outputs
+
+    def answered(self, upstream: str, tokens: int) -> None:
+        """Take in how long an answer of a model was."""
+        known = self._answers.get(upstream)
+        self._answers[upstream] = float(tokens) if known is None else known + _LEARNING * (tokens - known)
 
     def learn(self, raw: float, upstream: str, tokens: int) -> None:
         """Take in that a prompt of `raw` tokens by the plain rule was `tokens` for the model."""

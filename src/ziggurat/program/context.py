@@ -18,7 +18,7 @@ from msgspec import Raw, Struct
 
 from ziggurat.artifacts import Surroundings, ask_surroundings
 from ziggurat.program.options import RunOptions, TaskOptions
-from ziggurat.records import CallRecord
+from ziggurat.records import PRIORITY_NORMAL, Allowance, CallRecord
 
 
 class RunInfo(Struct, frozen=True, kw_only=True):
@@ -54,6 +54,10 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     idempotency_key: str = ""
     #: The moment (seconds since the epoch) after which the attempt is pointless.
     deadline: float | None = None
+    #: 1 (served most often) to 5: also the priority of the attempt's model calls.
+    priority: int = PRIORITY_NORMAL
+    #: The budgets that the attempt's model calls draw on.
+    budgets: tuple[Allowance, ...] = ()
 
 
 class RunContext(ABC):

@@ -81,6 +81,15 @@ class Usage(Struct, frozen=True, omit_defaults=True):
         )
 
 
+class Allowance(Struct, frozen=True, omit_defaults=True):
+    """A budget that calls draw on, and what is known to be spent of it when it is handed out."""
+
+    #: Names the purse: "run:ID" for a run and its children.
+    key: str
+    limit_usd: float
+    spent_usd: float = 0.0
+
+
 class CallRecord(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One model call in the ledger. `id` is unique, so that a call recorded twice is billed once."""
 

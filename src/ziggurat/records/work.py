@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from msgspec import Raw, Struct
 
-from ziggurat.records.common import PRIORITY_NORMAL, WIRE_VERSION, CallRecord, ErrorInfo, MaybeRaw
+from ziggurat.records.common import PRIORITY_NORMAL, WIRE_VERSION, Allowance, CallRecord, ErrorInfo, MaybeRaw
 
 
 class Lane(Struct, frozen=True, omit_defaults=True):
@@ -65,6 +65,8 @@ class Message(Struct, frozen=True, omit_defaults=True, kw_only=True):
     heartbeat: MaybeRaw = None
     concurrency: Concurrency | None = None
     rate: Rate | None = None
+    #: The budgets that the attempt's model calls draw on: that of its run, and of the runs that it is a child of.
+    budgets: tuple[Allowance, ...] = ()
     #: W3C trace context and other carriers.
     trace: dict[str, str] = {}
     version: int = WIRE_VERSION

@@ -6,11 +6,11 @@ from ziggurat.settings.inference import (
     CapabilitySettings,
     EndpointSettings,
     InferenceSettings,
-    LimitSettings,
     ModelSettings,
     PriceSettings,
     TimeoutSettings,
 )
+from ziggurat.settings.limits import LimitSettings
 from ziggurat.settings.reading import load_settings, local_settings
 from ziggurat.settings.reference import settings_reference
 from ziggurat.settings.server import ClientSettings, ServerSettings, WebhookSettings

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from ziggurat.settings.limits import LimitSettings, SharingSettings
 from ziggurat.settings.types import (
     Dollars,
     EndpointKind,
@@ -19,14 +20,6 @@ from ziggurat.settings.types import (
     headers_without_secrets,
     routes_well_formed,
 )
-
-
-class LimitSettings(Section):
-    """What an endpoint allows, shared by all workers."""
-
-    requests_per_minute: Positive | None = Field(None, description="Calls that may start in a minute.")
-    tokens_per_minute: Positive | None = Field(None, description="Input and output tokens in a minute.")
-    concurrency: Positive | None = Field(None, description="Calls under way at a time.")
 
 
 class TimeoutSettings(Section):
@@ -66,6 +59,9 @@ class EndpointSettings(Section):
         {}, description="Headers sent with every call."
     )
     limits: LimitSettings = Field(LimitSettings(), description="What the endpoint allows, shared by all workers.")
+    model_limits: dict[str, LimitSettings] = Field(
+        {}, description="What it allows for one model, beside that, by the upstream name."
+    )
     timeouts: TimeoutSettings = Field(TimeoutSettings(), description="How long to wait for it.")
     prices: dict[str, PriceSettings] = Field({}, description="What its models cost, by their upstream names.")
     options: dict[str, Any] = Field({}, description="What only its kind knows; see the page of that kind.")
@@ -91,6 +87,7 @@ class InferenceSettings(Section):
     """Layer 4: models. The endpoint "local" always exists; "gmi" and "openai" do where GMI_API_KEY and OPENAI_API_KEY are set."""
 
     endpoints: dict[str, EndpointSettings] = Field({}, description="Places that serve models, by name.")
+    limits: SharingSettings = Field(SharingSettings(), description="How limits are shared.")
     ledger: str = Field(
         ".ziggurat/ledger.db",
         description="The file of model calls that no run makes; those of runs are in the state file. `ziggurat costs` reads both.",

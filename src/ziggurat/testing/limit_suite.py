@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ziggurat.inference.limits.process import ProcessStore
 from ziggurat.inference.limits.interface import (
     LEASE,
     LOOKAHEAD,
@@ -33,6 +32,7 @@ from ziggurat.inference.limits.interface import (
     Take,
     Taken,
 )
+from ziggurat.inference.limits.process import ProcessStore
 from ziggurat.testing.clock import FakeClock
 
 _fresh = itertools.count()
@@ -92,7 +92,8 @@ class LimitStoreSuite(ABC):
     def test_a_little_debt_is_granted_with_its_delay(self, store: LimitStore, clock: FakeClock) -> None:
         self.ask(store, take(flow(100.0)))
         early: Taken = self.ask(store, take(flow(2.0)))
-        assert (early.granted, early.delay) == (True, pytest.approx(0.2))
+        assert early.granted
+        assert early.delay == pytest.approx(0.2)
         assert not self.ask(store, take(flow(2.0))).granted
 
     def test_more_than_the_burst_is_let_through_once_and_leaves_a_debt(self, store: LimitStore, clock: FakeClock) -> None:
@@ -136,7 +137,9 @@ class LimitStoreSuite(ABC):
     def test_a_cool_down_holds_for_all(self, store: LimitStore, clock: FakeClock) -> None:
         self.ask(store, Cool(gate="g", seconds=5.0))
         self.ask(store, Cool(gate="g", seconds=2.0), "b")
-        assert self.ask(store, take(flow(1.0)), "b") == Taken(granted=False, wait=pytest.approx(5.0), holders=2)
+        cooling: Taken = self.ask(store, take(flow(1.0)), "b")
+        assert (cooling.granted, cooling.short, cooling.holders) == (False, "", 2)
+        assert cooling.wait == pytest.approx(5.0)
         assert self.ask(store, take(flow(1.0), gate="other"), "b").granted
         clock.advance(5.1)
         assert self.ask(store, take(flow(1.0)), "b").granted
@@ -178,14 +181,15 @@ class LimitStoreSuite(ABC):
     def test_reservations_add_up_and_settle_once(self, store: LimitStore) -> None:
         assert self.ask(store, hold("x", 0.6)) == Held(answer="granted")
         assert self.ask(store, hold("x", 0.6)) == Held(answer="granted")
-        assert store.purse("p") == (0.0, pytest.approx(0.6))
+        assert store.purse("p") == pytest.approx((0.0, 0.6))
         assert self.ask(store, hold("y", 0.6)).answer == "wait"
         for _ in range(2):
             self.ask(store, Settle(id="x", cost=0.3))
-        assert store.purse("p") == (pytest.approx(0.3), pytest.approx(0.0))
+        assert store.purse("p") == pytest.approx((0.3, 0.0))
         assert self.ask(store, hold("y", 0.6)).answer == "granted"
         refused: Held = self.ask(store, hold("z", 0.8))
-        assert (refused.answer, refused.key, refused.spent) == ("hard", "p", pytest.approx(0.3))
+        assert (refused.answer, refused.key) == ("hard", "p")
+        assert refused.spent == pytest.approx(0.3)
         assert store.purse("never") == (0.0, 0.0)
 
     def test_one_call_at_a_time_may_overshoot_by_its_estimates_error(self, store: LimitStore) -> None:
@@ -218,10 +222,10 @@ class LimitStoreSuite(ABC):
         self.ask(store, hold("x", 0.4), "a")
         self.ask(store, hold("y", 0.3), "b")
         self.ask(store, Leave(), "b")
-        assert store.purse("p") == (0.0, pytest.approx(0.4))
+        assert store.purse("p") == pytest.approx((0.0, 0.4))
         clock.advance(LEASE + 1.0)
         self.ask(store, Beat(), "c")
-        assert store.purse("p") == (pytest.approx(0.4), pytest.approx(0.0))
+        assert store.purse("p") == pytest.approx((0.4, 0.0))
         # It was not dead but asleep: what it settles late changes nothing.
         self.ask(store, Settle(id="x", cost=0.1), "a")
         assert store.purse("p")[0] == pytest.approx(0.4)

@@ -53,6 +53,8 @@ class Attempt(AttemptContext):
             attempt=message.attempt,
             idempotency_key=f"{message.run}~{message.generation}.{message.step}" if message.run else message.id,
             deadline=message.deadline,
+            priority=message.lane.priority,
+            budgets=message.budgets,
         )
         self._clock = clock
         #: Monotonic time until which the lease is known to be ours; whoever pushes renews none.

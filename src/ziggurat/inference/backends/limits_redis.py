@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
 
 from ziggurat.clock import Clock
-from ziggurat.errors import MissingExtra, SettingsError
+from ziggurat.errors import MissingExtra
 from ziggurat.inference.limits import interface as limits
 from ziggurat.inference.limits.book import SLOT_WAIT
 from ziggurat.inference.limits.interface import Answer, Held, Hold, LimitStore, Request, StoreDown, Take, Taken
+from ziggurat.settings.redis_url import read_url
 
 #: Seconds until a connection or an answer must be there: calls wait for it.
 CONNECT_TIMEOUT, ANSWER_TIMEOUT = 1.0, 2.0
@@ -41,20 +41,21 @@ class RedisStore(LimitStore):
     """A store in Redis.
 
     Args:
-        url: redis://, rediss:// or unix://, as for the queue; the option `prefix` names the keys.
+        url: as for the queue, see `ziggurat.settings.redis_url`; the option `prefix` names the keys.
         clock: for tests; the server's clock otherwise.
+        what: the setting that holds the URL.
 
     Raises MissingExtra, SettingsError.
     """
 
-    def __init__(self, url: str, clock: Clock | None = None) -> None:
-        self._address, self._prefix = _read(url)
-        self._shown = _shown(url)
+    def __init__(self, url: str, clock: Clock | None = None, what: str = "inference.limits.store") -> None:
+        self._address = read_url(url, what)
+        self._what = what
         self._clock = clock
         self._client: Any = None
         self._script = (files(__package__) / "limits.lua").read_text(encoding="utf-8")
         self._sha = sha1(self._script.encode(), usedforsecurity=False).hexdigest()
-        self._base = f"{{{self._prefix}:limits}}"
+        self._base = f"{{{self._address.prefix}:limits}}"
         self._redis = _import_redis()
 
     def run(self, holder: str, requests: Sequence[Request]) -> list[Answer]:
@@ -90,20 +91,34 @@ class RedisStore(LimitStore):
 
     def _connected(self) -> Any:
         if self._client is None:
-            retry = self._redis.retry.Retry(self._redis.backoff.NoBackoff(), 0)
-            self._client = self._redis.Redis.from_url(
-                self._address,
-                protocol=2,
-                retry=retry,
-                socket_connect_timeout=CONNECT_TIMEOUT,
-                socket_timeout=ANSWER_TIMEOUT,
-                client_name="ziggurat-limits",
-            )
+            self._client = self._connect()
         return self._client
+
+    def _connect(self) -> Any:
+        address, redis = self._address, self._redis
+        options = dict(
+            address.common,
+            protocol=2,
+            retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
+            socket_connect_timeout=CONNECT_TIMEOUT,
+            socket_timeout=ANSWER_TIMEOUT,
+        )
+        if address.path:
+            return redis.Redis(unix_socket_path=address.path, **options)
+        if address.is_sentinel:
+            waits = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": ANSWER_TIMEOUT}
+            sentinels = redis.sentinel.Sentinel(list(address.nodes), sentinel_kwargs=dict(address.sentinel, **waits))
+            return sentinels.master_for(address.service, **options)
+        if address.is_cluster:
+            nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.nodes]
+            options.pop("retry")
+            return redis.cluster.RedisCluster(startup_nodes=nodes, **options)
+        host, port = address.nodes[0]
+        return redis.Redis(host=host, port=port, **options)
 
     def _down(self, error: Exception) -> StoreDown:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return StoreDown(f"The limit store at {self._shown} cannot be used ({said}). Start it, or correct inference.limits.store.")
+        return StoreDown(f"The limit store at {self._address} cannot be used ({said}). Start it, or correct {self._what}.")
 
 
 def _plain(request: Request) -> dict[str, Any]:
@@ -131,33 +146,12 @@ def _taken(raw: bytes) -> Taken:
     return Taken(**found, flows=tuple(float(x) for x in flows), slots=tuple(int(x) for x in slots))
 
 
-def _read(url: str) -> tuple[str, str]:
-    """Return the URL as redis-py takes it, and the prefix of our keys. Raises SettingsError."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise SettingsError(
-            f"inference.limits.store has the scheme {parts.scheme!r}; the limit store in Redis takes redis://, rediss:// and unix://."
-        )
-    query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    prefix = query.pop("prefix", "ziggurat")
-    if not prefix or "{" in prefix or "}" in prefix:
-        raise SettingsError("inference.limits.store: the option prefix must be a word without braces.")
-    renamed = {"ca_certs": "ssl_ca_certs", "certfile": "ssl_certfile", "keyfile": "ssl_keyfile"}
-    query = {renamed.get(name, name): value for name, value in query.items()}
-    return urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(query), "")), prefix
-
-
-def _shown(url: str) -> str:
-    """Return where it is, without names and passwords."""
-    parts = urlsplit(url)
-    return parts.netloc.rpartition("@")[2] or parts.path
-
-
 def _import_redis() -> Any:
     try:
         redis = importlib.import_module("redis")
         importlib.import_module("redis.retry")
-        importlib.import_module("redis.backoff")
+        for module in ("backoff", "sentinel", "cluster"):
+            importlib.import_module(f"redis.{module}")
     except ImportError as error:
         raise MissingExtra("The limit store in Redis", "redis") from error
     return redis

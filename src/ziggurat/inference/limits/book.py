@@ -234,7 +234,9 @@ def _take(book: Book, holder: str, take: Take, holders: dict[str, float], now: f
             if wait < SLOT_WAIT:
                 wait, short = SLOT_WAIT, slots.key
     if short:
-        return Taken(granted=False, wait=max(wait - LOOKAHEAD / 2, SLOT_WAIT / 5), short=short, holders=alive, contended=contended)
+        return Taken(
+            granted=False, wait=max(wait - LOOKAHEAD / 2, SLOT_WAIT / 5), short=short, holders=alive, contended=contended
+        )
     taken: list[float] = []
     for flow, level in zip(take.flows, levels, strict=True):
         spare = max(0.0, level - flow.need - leaves(take.priority) * flow.burst) / alive

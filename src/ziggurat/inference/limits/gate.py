@@ -16,93 +16,25 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-
-from msgspec import Struct
 
 from ziggurat.clock import Clock
 from ziggurat.inference.interface import Limits, Reported
 from ziggurat.inference.limits.interface import Answer, Cool, Flow, Give, Slots, Take, Taken
 from ziggurat.inference.limits.keeper import Keeper
 from ziggurat.inference.limits.line import Line, effective
+from ziggurat.inference.limits.tickets import Demand, Rule, Share, SlotShare, Ticket
 from ziggurat.inference.retrying import CoolDown
 
 #: A learned window this wide limits nothing any more, and is forgotten.
 LEARNED_MAX = 1024.0
 #: Wake at least this often, so that a lost wake-up costs seconds and not a call.
 LOOK_AGAIN = 5.0
+#: Ask the store again at least this often, as others may have given back what they did not use.
+ASK_AGAIN = 1.0
 #: Seconds of its recent use that a process takes in advance.
 AHEAD = 0.5
-
-
-class Demand(Struct, frozen=True, kw_only=True):
-    """What a call wants of a gate."""
-
-    #: Estimated tokens of prompt and answer.
-    tokens: float = 0.0
-    upstream: str = ""
-    namespace: str = "default"
-    #: 1 (highest) to 5.
-    priority: int = 3
-    #: The caller's own limits and their name, as of a key of the gateway.
-    key: str = ""
-    limits: Limits | None = None
-
-
-class Rule(Struct, frozen=True):
-    """A limited key."""
-
-    key: str
-    limits: Limits
-    #: True if others can go on when this one cannot.
-    narrow: bool
-
-
-class Ticket:
-    """A call at a gate: in the line, then inside."""
-
-    __slots__ = ("admitted", "demand", "future", "loop", "priority", "rules", "since", "start_at", "tenant")
-
-    def __init__(self, demand: Demand, rules: tuple[Rule, ...], since: float) -> None:
-        self.demand, self.rules, self.since = demand, rules, since
-        self.priority = demand.priority
-        # Its place in the line: that of those who share all narrow limits with it.
-        self.tenant = "\0".join([demand.namespace, *(rule.key for rule in rules if rule.narrow)])
-        self.admitted = False
-        self.start_at = 0.0
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.future: asyncio.Future[None] | None = None
-
-
-class Share:
-    """What this process has in hand of one flow, and how fast it uses it."""
-
-    __slots__ = ("_second", "_used", "burst", "in_hand", "rate", "touched", "use")
-
-    def __init__(self) -> None:
-        self.in_hand = self.rate = self.burst = self.touched = 0.0
-        #: Units used in the last whole second.
-        self.use = self._used = 0.0
-        self._second = 0
-
-    def draw(self, amount: float, now: float) -> None:
-        self.in_hand -= amount
-        self.touched = now
-        if int(now) != self._second:
-            self.use = self._used if int(now) == self._second + 1 else 0.0
-            self._second, self._used = int(now), 0.0
-        self._used += amount
-
-
-class SlotShare:
-    """The slots that this process has, and how many of them are in use."""
-
-    __slots__ = ("contended", "has", "limit", "used")
-
-    def __init__(self) -> None:
-        self.has = self.used = self.limit = 0
-        self.contended = False
 
 
 class Gate:
@@ -141,7 +73,7 @@ class Gate:
         self._rules_of: dict[tuple[str, str], tuple[Rule, ...]] = {}
         self._asking = False
         self._alarm_at = 0.0
-        self._unwatch = lambda: None
+        self._unwatch: Callable[[], None] = _nothing
         self.in_flight = 0
         if keeper.remote:
             keeper.tidy.append(self.tidy)
@@ -413,12 +345,13 @@ class Gate:
         if self._keeper.remote:
             turn = max((flow.need / flow.rate for flow in take.flows), default=0.01)
             spread = self._rng.uniform(0.0, min(0.25, taken.holders * turn))
-        self._line.block(ticket, now + max(0.002, taken.wait) + spread, tenant_only=narrow)
+        wait = taken.wait if not taken.short else min(taken.wait, ASK_AGAIN)
+        self._line.block(ticket, now + max(0.002, wait) + spread, tenant_only=narrow)
 
     def _settle_line(self) -> None:
         if not self._line:
             self._unwatch()
-            self._unwatch = lambda: None
+            self._unwatch = _nothing
             self._line.unblock()
 
     def _moved(self) -> None:
@@ -478,6 +411,10 @@ class Gate:
                     mine.has = mine.used
         if give or slots:
             self._keeper.tell(Give(flows=tuple(give), slots=tuple(slots)))
+
+
+def _nothing() -> None:
+    pass
 
 
 def _ring(future: asyncio.Future[None]) -> None:

@@ -162,7 +162,9 @@ class Keeper:
             if self._fallback is None:
                 self._fallback, self._retry = MemoryBook(), RETRY_FIRST
                 share = f"1/{self.holders} of each limit, as {self.holders} processes were alive last"
-                log.warning("%s Until then this process goes on with %s.", error, share if self.holders > 1 else "its limits alone")
+                log.warning(
+                    "%s Until then this process goes on with %s.", error, share if self.holders > 1 else "its limits alone"
+                )
             else:
                 self._retry = min(RETRY_MOST, 2 * self._retry)
             self._down_until = self._clock.monotonic() + self._retry

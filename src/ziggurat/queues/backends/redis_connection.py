@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 from ziggurat.errors import MissingExtra, QueueUnavailable
-from ziggurat.queues.backends.redis_address import Address
 from ziggurat.queues.backends.redis_scripts import Script, load
+from ziggurat.settings.redis_url import Address
 
 log = logging.getLogger("ziggurat.queues.redis")
 

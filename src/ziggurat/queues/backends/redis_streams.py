@@ -28,11 +28,11 @@ from uuid import uuid4
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import Overloaded, PayloadTooLarge, QueueUnavailable
 from ziggurat.queues.backends import redis_wire as wire
-from ziggurat.queues.backends.redis_address import read_url
 from ziggurat.queues.backends.redis_connection import Server, end
 from ziggurat.queues.backends.redis_wakes import GLANCE, Waiting, Wakes
 from ziggurat.queues.interface import Capabilities, Queue, QueueOptions
 from ziggurat.records import DeadLetter, Delivery, Depth, Message, Outcome, Presence, Progress, encode
+from ziggurat.settings.redis_url import read_url
 
 log = logging.getLogger("ziggurat.queues.redis")
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class RedisQueue(Queue):
     All processes that share one must have the same options.
 
     Args:
-        url: where it is; see `ziggurat.queues.backends.redis_address`.
+        url: where it is; see `ziggurat.settings.redis_url`.
         patience: seconds for which a call waits for a server that is away, before it raises QueueUnavailable.
 
     Raises SettingsError for a URL that cannot be read, MissingExtra without redis-py.

@@ -1,10 +1,10 @@
-"""Where a Redis queue is: the URL that people write, read once and never shown with its secrets.
+"""Where a Redis server is: the URL that people write, read once and never shown with its secrets.
 
     redis://[user[:password]@]host[:port][/database]          one server
     rediss://…                                                 the same over TLS
     unix://[user[:password]@]/path/to/socket[?db=0]            a socket on this machine
     sentinel://[user[:password]@]host[:port],host…/service     whichever server the Sentinels say is the primary (sentinels:// over TLS)
-    redis+cluster://[user[:password]@]host[:port],host…        the Cluster node that owns the queue's slot (rediss+cluster:// over TLS)
+    redis+cluster://[user[:password]@]host[:port],host…        the Cluster node that owns our keys' slot (rediss+cluster:// over TLS)
 
 Options follow as a query: prefix (of all keys, "ziggurat"), username, password, sentinel_username, sentinel_password, ca_certs, certfile,
 keyfile, check_hostname (yes or no). A value "env:NAME" is read from the environment.
@@ -60,8 +60,15 @@ class Address(Struct, frozen=True):
         return f"<Address {self.scheme} {self}>"
 
 
-def read_url(url: str) -> Address:
-    """Return what a URL says. Raises SettingsError, without the URL's secrets."""
+def read_url(url: str, what: str = "queue.url") -> Address:
+    """Return what a URL says. Raises SettingsError that names the setting `what`, without the URL's secrets."""
+    try:
+        return _read_url(url)
+    except SettingsError as error:
+        raise SettingsError(str(error).replace("queue.url", what, 1)) from None
+
+
+def _read_url(url: str) -> Address:
     try:
         parts = urlsplit(url)
         query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))

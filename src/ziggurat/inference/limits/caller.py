@@ -1,0 +1,53 @@
+"""On whose behalf a call waits and spends: its priority, its own limits, the budgets that it draws on.
+
+A task's calls take these from the message that carried the task; a door that makes calls for others says them with `calling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from msgspec import Struct
+
+from ziggurat.inference.interface import Limits
+from ziggurat.program.context import current_attempt
+from ziggurat.records import PRIORITY_NORMAL, Allowance
+
+
+class Caller(Struct, frozen=True, kw_only=True):
+    """What a caller may use and spend."""
+
+    #: 1 (served most often) to 5.
+    priority: int = PRIORITY_NORMAL
+    #: Names `limits`, which are the caller's own.
+    key: str = ""
+    limits: Limits | None = None
+    budgets: tuple[Allowance, ...] = ()
+
+
+ANYONE = Caller()
+
+_caller: ContextVar[Caller | None] = ContextVar("ziggurat_caller", default=None)
+
+
+@contextmanager
+def calling(caller: Caller) -> Iterator[None]:
+    """Make the calls of this block, and of the asyncio tasks that it starts, this caller's."""
+    token = _caller.set(caller)
+    try:
+        yield
+    finally:
+        _caller.reset(token)
+
+
+def current_caller() -> Caller:
+    """Return who makes calls here: what `calling` says, else the attempt that the code is part of."""
+    said = _caller.get()
+    if said is not None:
+        return said
+    attempt = current_attempt()
+    if attempt is None:
+        return ANYONE
+    return Caller(priority=attempt.info.priority, budgets=attempt.info.budgets)

@@ -1,0 +1,78 @@
+"""What a gate keeps of a call, of the limits that it is under, and of what this process has in hand of them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from msgspec import Struct
+
+from ziggurat.inference.interface import Limits
+
+
+class Demand(Struct, frozen=True, kw_only=True):
+    """What a call wants of a gate."""
+
+    #: Estimated tokens of prompt and answer.
+    tokens: float = 0.0
+    upstream: str = ""
+    namespace: str = "default"
+    #: 1 (highest) to 5.
+    priority: int = 3
+    #: The caller's own limits and their name, as of a key of the gateway.
+    key: str = ""
+    limits: Limits | None = None
+
+
+class Rule(Struct, frozen=True):
+    """A limited key."""
+
+    key: str
+    limits: Limits
+    #: True if others can go on when this one cannot.
+    narrow: bool
+
+
+class Ticket:
+    """A call at a gate: in the line, then inside."""
+
+    __slots__ = ("admitted", "demand", "future", "loop", "priority", "rules", "since", "start_at", "tenant")
+
+    def __init__(self, demand: Demand, rules: tuple[Rule, ...], since: float) -> None:
+        self.demand, self.rules, self.since = demand, rules, since
+        self.priority = demand.priority
+        # Its place in the line: that of those who share all narrow limits with it.
+        self.tenant = "\0".join([demand.namespace, *(rule.key for rule in rules if rule.narrow)])
+        self.admitted = False
+        self.start_at = 0.0
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.future: asyncio.Future[None] | None = None
+
+
+class Share:
+    """What this process has in hand of one flow, and how fast it uses it."""
+
+    __slots__ = ("_second", "_used", "burst", "in_hand", "rate", "touched", "use")
+
+    def __init__(self) -> None:
+        self.in_hand = self.rate = self.burst = self.touched = 0.0
+        #: Units used in the last whole second.
+        self.use = self._used = 0.0
+        self._second = 0
+
+    def draw(self, amount: float, now: float) -> None:
+        self.in_hand -= amount
+        self.touched = now
+        if int(now) != self._second:
+            self.use = self._used if int(now) == self._second + 1 else 0.0
+            self._second, self._used = int(now), 0.0
+        self._used += amount
+
+
+class SlotShare:
+    """The slots that this process has, and how many of them are in use."""
+
+    __slots__ = ("contended", "has", "limit", "used")
+
+    def __init__(self) -> None:
+        self.has = self.used = self.limit = 0
+        self.contended = False
