@@ -304,3 +304,34 @@ async def test_a_pushed_delivery_is_handled_and_settled_by_its_door() -> None:
     assert worker.tally.completed == 2
     await worker.close()
     await queue.close()
+
+
+class SlowToTakeBack(FaultyQueue):
+    """Leases a message at the moment when the worker is told to stop, and takes its time to take it back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stop: Callable[[], None] = lambda: None
+
+    async def receive(self, queues: Sequence[str], limit: int, *, worker: str, wait: float, region: str = "") -> list[Delivery]:
+        received = await super().receive(queues, limit, worker=worker, wait=wait, region=region)
+        if received:
+            self.stop()
+        return received
+
+    async def release(self, deliveries: Sequence[Delivery], *, delay: float = 0.0, reason: str = "") -> set[str]:
+        await asyncio.sleep(0.2)
+        return await super().release(deliveries, delay=delay, reason=reason)
+
+
+async def test_a_drain_waits_until_what_came_too_late_is_back_on_the_queue() -> None:
+    queue = SlowToTakeBack()
+    await queue.send([order("add", a=1, b=2), order("add", a=3, b=4)])
+    async with working(queue, grace=30.0) as worker:
+        queue.stop = worker.stop
+        await until(lambda: worker.stopping)
+        async with asyncio.timeout(30.0):
+            while (await queue.depth())["default"].leased:
+                await asyncio.sleep(0.01)
+        assert (await queue.depth())["default"].ready == 2
+    assert worker.tally.started == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 
 from ziggurat.queues.interface import Queue
 from ziggurat.settings import Settings, WorkerSettings
@@ -17,13 +18,17 @@ from ziggurat.workers.worker import Worker
 class ScaledPool:
     """One pool of `ziggurat worker` processes, scaled between its min and max."""
 
-    def __init__(self, name: str, wanted: WorkerSettings, settings: Settings, queue: Queue, quotas: Quotas) -> None:
+    def __init__(
+        self, name: str, wanted: WorkerSettings, settings: Settings, queue: Queue, quotas: Quotas, output: Path | None
+    ) -> None:
         self.name = name
         self._wanted = wanted
         command = [sys.executable, "-m", "ziggurat", "worker", name]
         if settings.source is not None:
             command += ["--config", str(settings.source)]
-        self.processes = ProcessPool(name, command)
+        # The queue that this process uses, which may be another than the file says.
+        environ = {"ZIGGURAT_QUEUE__BACKEND": settings.queue.backend}
+        self.processes = ProcessPool(name, command, environ=environ, output=output)
         policy = Policy(
             min=wanted.min,
             max=wanted.max,
@@ -43,6 +48,11 @@ class ScaledPool:
         return []
 
     @property
+    def grace(self) -> float:
+        """Seconds that running tasks have when it drains."""
+        return self._wanted.grace
+
+    @property
     def busy(self) -> int:
         """Worker processes that have work."""
         return self.scaler.seen.busy
@@ -53,6 +63,10 @@ class ScaledPool:
 
     def serve_named(self) -> None:
         """Worker processes look for new queues themselves."""
+
+    def hurry(self) -> None:
+        """Hand back at once what draining workers have."""
+        self.processes.hurry()
 
     async def stop(self, grace: float | None = None) -> None:
         """Drain every worker within `grace` seconds, the pool's own by default."""

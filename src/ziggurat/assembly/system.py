@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Collection
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from ziggurat import codec
@@ -53,6 +54,7 @@ class System:
         orchestrate: False runs workers only, against a queue that processes share.
         pools: names of the pools to run here; all when None.
         scale: True runs each pool as processes of their own, as many as the load wants; False as one worker in this process.
+        output: a folder for what those processes print; None lets them print where this process does.
         registry: what is known already; the app's modules are imported otherwise.
 
     Opening raises StateLocked if another process owns the state file, and whatever the layers raise. What was opened by then is closed.
@@ -67,12 +69,15 @@ class System:
         orchestrate: bool = True,
         pools: Collection[str] | None = None,
         scale: bool = False,
+        output: Path | None = None,
         registry: AppRegistry | None = None,
     ) -> None:
         self.settings = settings
         self._clock = clock or SystemClock()
         self._drive, self._orchestrate = drive, orchestrate
-        self._pool_names, self._scale = pools, scale
+        self._pool_names, self._scale, self._output = pools, scale, output
+        #: True once `drain` was called.
+        self.draining = False
         self._registry = registry
         self._stack = contextlib.AsyncExitStack()
         self.queue: Queue
@@ -144,7 +149,9 @@ class System:
             self._stack.push_async_callback(_forget_models, models)
             quotas = quotas_of(settings)
             for name, wanted in chosen.items():
-                pool = ScaledPool(name, wanted, settings, queue, quotas) if self._scale else Pool(name, wanted, self)
+                pool = (
+                    ScaledPool(name, wanted, settings, queue, quotas, self._output) if self._scale else Pool(name, wanted, self)
+                )
                 self.pools.append(pool)
                 self._stack.push_async_callback(pool.stop)
                 pool.open()
@@ -189,11 +196,17 @@ class System:
 
     async def drain(self, grace: float | None = None) -> None:
         """Take no new work, let running tasks finish within `grace` seconds (each pool's own by default), hand the rest back."""
+        self.draining = True
         busy = any(pool.busy for pool in self.pools)
         await asyncio.gather(*(pool.stop(grace) for pool in self.pools))
         if busy and self.orchestrator is not None:
             # What the last attempts came to is on the queue; a memory queue takes it along when it goes, so let it be recorded.
             await asyncio.sleep(0.1)
+
+    def hurry(self) -> None:
+        """Let a drain hand back at once what is still running."""
+        for pool in self.pools:
+            pool.hurry()
 
     async def close(self, grace: float = 0.0) -> None:
         """Let go of everything, in the reverse order of opening."""
@@ -226,6 +239,11 @@ class Pool:
         #: True for a pool with "*".
         self._open_ended = False
         self._looking: asyncio.Task[None] | None = None
+
+    @property
+    def grace(self) -> float:
+        """Seconds that running tasks have when it drains."""
+        return self._wanted.grace
 
     @property
     def busy(self) -> int:
@@ -302,6 +320,9 @@ class Pool:
         if not worker.stopping:
             self._workers = [(other, of) for other, of in self._workers if other is not worker]
             asyncio.get_running_loop().call_later(_NEW_QUEUES_EVERY, self._serve, queues)
+
+    def hurry(self) -> None:
+        """Hand back at once what draining workers have; whoever looks after them in this process has told them already."""
 
     async def stop(self, grace: float | None = None) -> None:
         """Drain within `grace` seconds, the pool's own by default."""

@@ -24,6 +24,7 @@ from ziggurat.clock import Clock, SystemClock
 from ziggurat.telemetry import catalogue
 from ziggurat.workers.health import MAX_POLL_AGE, Health, HealthServer
 from ziggurat.workers.options import ENDINGS
+from ziggurat.workers.orphans import watch_pool
 from ziggurat.workers.usage import Used, together
 from ziggurat.workers.worker import Worker
 
@@ -35,6 +36,9 @@ T = TypeVar("T")
 RECYCLE = 75
 #: Seconds between two lines to the pool while something changes, and while nothing does.
 STATUS_INTERVAL, STATUS_SILENCE = 0.2, 1.0
+#: Seconds beyond the grace period after which a worker whose pool is gone counts as hanging, and is killed.
+HANGING = 30.0
+POOL_GONE = "the process that started it is gone"
 
 
 class Status(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -88,6 +92,7 @@ async def serve(
     *,
     clock: Clock | None = None,
     started: Callable[[HealthServer | None], None] = lambda server: None,
+    hurry: Callable[[], None] = lambda: None,
 ) -> int:
     """Look after workers that run already, until the process should end; return its exit code.
 
@@ -95,17 +100,23 @@ async def serve(
         workers: returns the workers of this process.
         drain: drains them all within so many seconds (None: each worker's own grace), and returns when they have ended.
         started: is told once signals and the health server are in place.
+        hurry: is called at the second signal, for what is drained beside the workers of this process.
 
     Raises OSError if the health port is taken.
     """
     options = options or ProcessOptions()
-    told = _Told(workers)
+    told = _Told(workers, hurry)
     server: HealthServer | None = None
     if options.health_port is not None:
         server = HealthServer(
             Health(workers, clock or SystemClock(), options.max_poll_age), options.health_port, options.health_host
         )
         await server.start()
+    if options.status_fd is not None:
+        # The pool holds no more than one grace period against us; what comes after that is hanging.
+        patience = max((worker.options.grace for worker in workers()), default=0.0) + HANGING
+        loop = asyncio.get_running_loop()
+        watch_pool(options.status_fd, lambda: loop.call_soon_threadsafe(told.drain, POOL_GONE), patience)
     beats = asyncio.create_task(_tell_pool(workers, options.status_fd, told))
     try:
         with told.listening():
@@ -124,8 +135,9 @@ async def serve(
 class _Told:
     """What the process was told to do."""
 
-    def __init__(self, workers: Callable[[], Sequence[Worker]]) -> None:
+    def __init__(self, workers: Callable[[], Sequence[Worker]], hurry: Callable[[], None]) -> None:
         self._find_workers = workers
+        self._hurry = hurry
         self.asked = asyncio.Event()
         self.reason = ""
         self.grace: float | None = None
@@ -163,6 +175,7 @@ class _Told:
                 worker.stop(worker.options.grace)
         elif not self.hurried:
             self.hurried = True
+            self._hurry()
             for worker in self.workers:
                 worker.stop(0.0)
         else:
@@ -190,7 +203,7 @@ async def _tell_pool(workers: Callable[[], Sequence[Worker]], descriptor: int | 
             except BlockingIOError:
                 pass  # The pool is slow to read; it wants the newest only.
             except OSError:
-                told.drain("the process that started it is gone")
+                told.drain(POOL_GONE)
                 descriptor = None
         await asyncio.sleep(STATUS_INTERVAL)
         silent += STATUS_INTERVAL

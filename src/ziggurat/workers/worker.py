@@ -39,6 +39,7 @@ from ziggurat.workers.outage import Outage
 from ziggurat.workers.presence import Showing
 from ziggurat.workers.progress import Publisher
 from ziggurat.workers.usage import together, used_by
+from ziggurat.workers.waiting import wait_for
 
 logger = logging.getLogger("ziggurat.workers")
 
@@ -255,7 +256,7 @@ class Worker:
     async def _pause(self, seconds: float) -> None:
         """Wait until something that is held has ended, at most so long, without asking for work."""
         self._settled.clear()
-        await _wait(self._settled, seconds)
+        await wait_for(self._settled, seconds)
         # That it hears cancellations shows that it is alive.
         self.polled_at = max(self.polled_at, self._heard_at)
 
@@ -320,8 +321,9 @@ class Worker:
                 finished, self._finished = self._finished, []
                 await self._settle(finished)
             if self._returned:
-                returned, self._returned = self._returned, []
+                returned = self._returned[:]  # Kept there until they are back on the queue: a drain waits for that.
                 await self._release(returned)
+                del self._returned[: len(returned)]
 
     async def _settle(self, finished: Sequence[tuple[Attempt, Outcome]]) -> None:
         """Settle outcomes, retrying until the queue takes or fences them."""
@@ -468,7 +470,7 @@ class Worker:
             if left <= 0:
                 return
             self._settled.clear()
-            await _wait(self._settled, min(left, 0.1))
+            await wait_for(self._settled, min(left, 0.1))
 
     def check_memory(self) -> None:
         """Drain if the process uses more memory than the ceiling."""
@@ -489,12 +491,3 @@ class Worker:
                 raise
             self._outage.worked(name)
             return answer
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Wait for an event, at most so long; then set it, because everyone who waits looks for himself."""
-    timer = asyncio.get_running_loop().call_later(seconds, event.set)
-    try:
-        await event.wait()
-    finally:
-        timer.cancel()

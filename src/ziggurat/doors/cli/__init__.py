@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ziggurat.doors.cli import api_keys, batch, deadletters, doctor, gateway, init, models, queues, run, runs, serve, verbs
+from ziggurat.doors.cli import api_keys, batch, deadletters, doctor, gateway, init, models, queues, run, runs, serve, up, verbs
 from ziggurat.doors.cli.common import INTERRUPTED, answer, report, say
 from ziggurat.doors.cli.logs import show_logs
 
@@ -60,7 +60,7 @@ for _name, _command in (
     ("purge", verbs.purge),
     ("serve", serve.serve),
     ("worker", serve.worker),
-    ("up", serve.up),
+    ("up", up.up),
     ("queues", queues.queues),
     ("workers", queues.workers),
     ("doctor", doctor.doctor),

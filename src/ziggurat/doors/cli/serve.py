@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -49,28 +49,7 @@ def serve(
 
     system = System(load_settings(config), pools=None if workers else ())
     serving = api_of(system, host, port) if api else None
-    raise typer.Exit(run_hosting(_stay(system, ProcessOptions(health_port=health_port), as_json, serving)))
-
-
-def up(
-    api: Api = True,
-    host: Host = None,
-    port: Port = None,
-    health_port: HealthPort = None,
-    config: Config = None,
-    as_json: AsJson = False,
-) -> None:
-    """Run all of it on this machine, with workers in processes of their own: as many as the load wants, down to none.
-
-    Needs a queue that processes share, such as sqlite. Each pool is scaled between its min and max.
-    """
-    from ziggurat.assembly import System
-    from ziggurat.settings import load_settings
-    from ziggurat.workers.process import ProcessOptions
-
-    system = System(load_settings(config), scale=True)
-    serving = api_of(system, host, port) if api else None
-    raise typer.Exit(run_hosting(_stay(system, ProcessOptions(health_port=health_port), as_json, serving)))
+    raise typer.Exit(run_hosting(stay(system, ProcessOptions(health_port=health_port), as_json, serving)))
 
 
 def worker(
@@ -90,7 +69,7 @@ def worker(
 
     system = System(load_settings(config), orchestrate=False, pools=pool or None)
     options = ProcessOptions(health_port=health_port, status_fd=status_fd)
-    raise typer.Exit(run_hosting(_stay(system, options, as_json)))
+    raise typer.Exit(run_hosting(stay(system, options, as_json)))
 
 
 def api_of(system: System, host: str | None, port: int | None) -> AbstractAsyncContextManager[ApiServer]:
@@ -106,23 +85,64 @@ def api_of(system: System, host: str | None, port: int | None) -> AbstractAsyncC
     return serving(system, host, port)
 
 
-async def _stay(
-    system: System, options: ProcessOptions, as_json: bool, serving: AbstractAsyncContextManager[ApiServer] | None = None
+class View(Protocol):
+    """What is shown of a system while it runs and drains, beside its log."""
+
+    #: It shows what the log would say; only warnings are logged beside it.
+    live: bool
+
+    def showing(self, facts: dict[str, str]) -> AbstractAsyncContextManager[None]:
+        """Show the system while the block runs."""
+
+    def hurry(self) -> None:
+        """Take in that the drain is cut short."""
+
+    def last_word(self) -> str:
+        """Return the sentence to end with."""
+
+
+async def stay(
+    system: System,
+    options: ProcessOptions,
+    as_json: bool,
+    serving: AbstractAsyncContextManager[ApiServer] | None = None,
+    view: View | None = None,
 ) -> int:
     """Keep a system running until the process is asked to end, and return its exit code."""
     from ziggurat.doors.cli.logs import show_logs
     from ziggurat.workers.process import serve as look_after
 
-    show_logs(staying=True)
+    # A worker that a pool started says what is wrong, and leaves the rest to the pool.
+    managed = options.status_fd is not None
+    live = view is not None and view.live
+    show_logs(staying=not managed and not live)
+
+    def hurry() -> None:
+        system.hurry()
+        if view is not None:
+            view.hurry()
+
     async with system, serving or contextlib.nullcontext() as api:
-        code = await look_after(
-            system.workers,
-            system.drain,
-            options,
-            started=lambda server: _tell(system, getattr(server, "port", None), getattr(api, "url", ""), as_json),
-        )
-    say("Stopped. What is unfinished goes on at the next start.")
+        url = str(getattr(api, "url", ""))
+        showing = view.showing(_facts(system, url)) if view is not None else contextlib.nullcontext()
+        async with showing:
+            code = await look_after(
+                system.workers,
+                system.drain,
+                options,
+                started=lambda server: None if managed or live else _tell(system, getattr(server, "port", None), url, as_json),
+                hurry=hurry,
+            )
+    if not managed:
+        say(view.last_word() if view is not None else "Stopped. What is unfinished goes on at the next start.")
     return code
+
+
+def _facts(system: System, url: str) -> dict[str, str]:
+    """What a view says of a system beside what changes."""
+    settings = system.settings
+    facts = {"orchestrator": settings.orchestrator.backend, "queue": settings.queue.backend, "api": url}
+    return {name: value for name, value in facts.items() if value}
 
 
 def _tell(system: System, port: int | None, url: str, as_json: bool) -> None:

@@ -12,7 +12,9 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -37,11 +39,23 @@ class ProcessPool(WorkerPool):
     Args:
         name: the pool's name, for people.
         command: what starts one worker. `--status-fd N` is appended, N being where it writes its status.
+        environ: variables for the workers beside those of this process.
+        output: a folder where each worker writes what it prints, one file each by its name; None leaves them this process's own.
     """
 
-    def __init__(self, name: str, command: Sequence[str], *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        environ: Mapping[str, str] | None = None,
+        output: Path | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self.name = name
         self._command = tuple(command)
+        self._environ = {**os.environ, **(environ or {})}
+        self._output = output
         self._clock = clock or SystemClock()
         self._workers: list[_Process] = []
         self._looking_after: set[asyncio.Task[None]] = set()
@@ -81,36 +95,61 @@ class ProcessPool(WorkerPool):
 
     async def close(self, grace: float) -> None:
         self._closed = True
-        for number, patience in ((signal.SIGTERM, grace + 5.0), (signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
+        for worker in self._workers:
+            worker.drain()
+        for number, patience in ((None, grace + 5.0), (signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
             for worker in self._workers:
-                worker.send(number)
+                if number is not None:
+                    worker.send(number)
             if not self._looking_after:
                 break
             await asyncio.wait(self._looking_after, timeout=patience)
 
+    def hurry(self) -> None:
+        """Let draining workers hand back at once what they have."""
+        for worker in self._workers:
+            worker.send(signal.SIGTERM)
+
     async def _start(self) -> None:
         self._count += 1
+        name = f"{self.name}-{self._count}"
         reading, writing = os.pipe()
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                "--status-fd",
-                str(writing),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(writing,),
-                start_new_session=True,
-            )
+            with self._output_of(name) as output:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    "--status-fd",
+                    str(writing),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(writing,),
+                    start_new_session=True,
+                    env=self._environ,
+                )
         except OSError as error:
             os.close(reading)
             self._crashed(f"A worker of the pool {self.name!r} cannot be started: {error}.")
             return
         finally:
             os.close(writing)
-        worker = _Process(f"{self.name}-{self._count}", self._count, process)
+        worker = _Process(name, self._count, process)
         self._workers.append(worker)
         task = asyncio.get_running_loop().create_task(self._look_after(worker, reading))
         self._looking_after.add(task)
         task.add_done_callback(self._looking_after.discard)
+
+    @contextlib.contextmanager
+    def _output_of(self, name: str) -> Iterator[IO[bytes] | None]:
+        """The file of one worker's output. It is written at its end, so that whoever reads it may cut it short meanwhile."""
+        if self._output is None:
+            yield None
+            return
+        self._output.mkdir(parents=True, exist_ok=True)
+        path = self._output / f"{name}.log"
+        path.unlink(missing_ok=True)
+        with path.open("ab") as file:
+            yield file
 
     async def _look_after(self, worker: _Process, reading: int) -> None:
         """Read what a worker says until it ends, and note how it ended."""
@@ -165,6 +204,7 @@ class _Process:
         self.status = Status()
         self.starting = True
         self.retired = False
+        self._owed: signal.Signals | None = None
         self.exit_code: int | None = None
 
     def seen(self) -> WorkerSeen:
@@ -187,14 +227,24 @@ class _Process:
             if self.starting:
                 self.starting = False
                 is_up()
-                if self.retired:
-                    self.send(signal.SIGUSR1)
+                if self._owed is not None:
+                    self.send(self._owed)
 
     def retire(self) -> None:
-        """Make it finish what it has and end. To a process that is still starting the signal would be fatal; it gets it once it is up."""
+        """Make it finish what it has and end."""
         self.retired = True
-        if not self.starting:
-            self.send(signal.SIGUSR1)
+        self._send_once_up(signal.SIGUSR1)
+
+    def drain(self) -> None:
+        """Make it end within its grace period."""
+        self._send_once_up(signal.SIGTERM)
+
+    def _send_once_up(self, number: signal.Signals) -> None:
+        """Send a signal. To a process that is still starting it would be fatal, when it may have work already; it gets it once it is up."""
+        if self.starting:
+            self._owed = number
+        else:
+            self.send(number)
 
     def send(self, number: signal.Signals) -> None:
         if self.exit_code is None:
