@@ -331,7 +331,7 @@ async def test_a_drain_waits_until_what_came_too_late_is_back_on_the_queue() -> 
         queue.stop = worker.stop
         await until(lambda: worker.stopping)
         async with asyncio.timeout(30.0):
-            while (await queue.depth())["default"].leased:
+            while (await queue.depth())["default"].leased:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert (await queue.depth())["default"].ready == 2
     assert worker.tally.started == 0
