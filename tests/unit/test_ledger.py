@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -154,15 +153,18 @@ async def test_the_calls_of_a_run_are_in_the_transaction_of_the_step_and_outlive
         assert costs([state], ())[0].calls == 2
 
 
-async def test_an_older_state_file_gets_its_calls_from_its_events(tmp_path: Path) -> None:
-    state = tmp_path / "state.db"
-    async with Client.local(state) as client:
+async def test_an_older_state_file_gets_its_calls_from_its_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, newer = tmp_path / "state.db", tmp_path / "newer.db"
+    async with Client.local(newer) as client:
         use_models(scripted_models())
         await (await client.start(asks_twice)).result(20)
-    before = costs([state], ("workflow", "upstream", "status", "day"))
-    with sqlite3.connect(state) as connection:
-        connection.execute("DROP TABLE calls")
-        connection.execute("PRAGMA user_version = 1")
+    before = costs([newer], ("workflow", "upstream", "status", "day"))
+    with monkeypatch.context() as then:
+        then.setattr(store, "SCHEMA_VERSION", 1)
+        connection = store.connect(state, write=True)
+    connection.execute("ATTACH ? AS newer", (str(newer),))
+    for table in ("runs", "events"):
+        connection.execute(f"INSERT INTO {table} SELECT * FROM newer.{table}")
     connection.close()
     assert costs([state], ()) == []
     store.connect(state, write=True).close()

@@ -19,6 +19,9 @@ log = logging.getLogger("ziggurat.orchestrator")
 
 T = TypeVar("T")
 
+#: Connections kept for reads beside the event loop.
+_IDLE_MAX = 4
+
 
 class Journal:
     """The one writer and the loop's own reader of a state file. Make it on the event loop that will use it.
@@ -31,6 +34,7 @@ class Journal:
         self._loop = asyncio.get_running_loop()
         self.writer = Writer(path, self._committed, self._failed)
         self.reader = Reader(path)
+        self._idle: list[Reader] = []
         #: What callers wait for; a failed writer fails them all.
         self._waits: set[asyncio.Future[Any]] = set()
         self._failure: StateUnusable | None = None
@@ -44,6 +48,8 @@ class Journal:
         )
         # The last connection to close empties the write-ahead log into the file, and a reader cannot: so the writer is the last.
         self.reader.close()
+        while self._idle:
+            self._idle.pop().close()
         await asyncio.to_thread(self.writer.close)
 
     def write(self, write: Write) -> None:
@@ -85,11 +91,15 @@ class Journal:
         return await asyncio.to_thread(self._read, read)
 
     def _read(self, read: Callable[[Reader], T]) -> T:
-        reader = Reader(self.path)
+        reader = self._idle.pop() if self._idle else Reader(self.path)
         try:
             return read(reader)
         finally:
-            reader.close()
+            # What it has cached makes the next read quicker; more than a few are seldom needed at a time.
+            if self._open and len(self._idle) < _IDLE_MAX:
+                self._idle.append(reader)
+            else:
+                reader.close()
 
     # -- from the writer's thread -----------------------------------------------------------------------------------
 
