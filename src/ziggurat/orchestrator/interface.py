@@ -27,6 +27,12 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     fork_with_input: bool = True
     #: `purge` deletes ended runs.
     purge: bool = True
+    #: Concurrency keys and rates of tasks are kept over all workers.
+    limits: bool = True
+    #: `list` shows a change at once; otherwise some moments later.
+    immediate_list: bool = True
+    #: `discard` forgets a dead letter without its run.
+    discard: bool = True
 
 
 class Orchestrator(ABC):

@@ -1,0 +1,220 @@
+"""Lists of runs, from Temporal's visibility store, and the deletion of ended ones.
+
+Visibility is a little late: a run shows there some moments after it changed. It knows executions, of which a run that was retried
+has several; only the newest counts. It does not sort by start on every store, so what is asked for is narrowed by time until one fetch holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from msgspec.structs import replace
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import (
+    CountWorkflowExecutionsRequest,
+    DeleteWorkflowExecutionRequest,
+    ListWorkflowExecutionsRequest,
+)
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from ziggurat.errors import Conflict, LayerUnreachable, UnknownName
+from ziggurat.orchestrator.temporal import wire
+from ziggurat.orchestrator.temporal.commands import tag_words
+from ziggurat.orchestrator.temporal.reading import Reader, listed_run, status_of
+from ziggurat.queues.temporal_link import LinkOptions, unreachable
+from ziggurat.records import ENDED, Run, RunFilter
+
+#: Executions fetched in one page, and in all for one list.
+_PAGE, _MOST = 1000, 20_000
+#: Widths in seconds of the windows, back from now, in which the newest runs are looked for.
+_WINDOWS = (3_600.0, 86_400.0, 30 * 86_400.0)
+#: Longest wait in seconds for a deletion to be carried out.
+_DELETE_PATIENCE = 15.0
+
+_TEMPORAL_STATUS = {
+    "completed": ("Completed",),
+    "failed": ("Failed", "TimedOut"),
+    "cancelled": ("Canceled", "Terminated"),
+}
+
+
+class Listing:
+    """Looks runs up in visibility.
+
+    Args:
+        searchable: whether the namespace has our search attributes.
+    """
+
+    def __init__(self, client: Client, link: LinkOptions, reader: Reader, *, searchable: bool) -> None:
+        self._client, self._link, self._reader = client, link, reader
+        self._searchable = searchable
+
+    async def runs(self, where: RunFilter) -> list[Run]:
+        """Return runs that match, newest first."""
+        query = self._query(where)
+        anchor = await self._anchor(where.after)
+        found = await self._newest(query, where, anchor)
+        found.sort(key=lambda run: (run.created_at, run.id), reverse=True)
+        if anchor is not None:
+            found = [run for run in found if (run.created_at, run.id) < anchor]
+        return found[: where.limit] if where.limit >= 0 else found
+
+    async def _anchor(self, after: str) -> tuple[float, str] | None:
+        if not after:
+            return None
+        run = await self._reader.run(after)
+        return run.created_at, run.id
+
+    async def _newest(self, query: list[str], where: RunFilter, anchor: tuple[float, str] | None) -> list[Run]:
+        until = anchor[0] if anchor is not None else time.time()
+        windows = [until - width for width in _WINDOWS] if where.limit >= 0 and where.since is None else []
+        for start in windows:
+            narrowed = [*query, f"StartTime >= '{_moment(start)}'"]
+            if anchor is None and await self._count(narrowed) < where.limit:
+                continue
+            runs = await self._fetch(narrowed, where)
+            if len([r for r in runs if anchor is None or (r.created_at, r.id) < anchor]) >= where.limit:
+                return runs
+        return await self._fetch(query, where)
+
+    def _query(self, where: RunFilter) -> list[str]:
+        parts = ["ExecutionStatus != 'ContinuedAsNew'"]
+        if where.workflow:
+            parts.append(f"WorkflowType = {_quoted(where.workflow)}")
+        if where.since is not None:
+            parts.append(f"StartTime >= '{_moment(where.since)}'")
+        if where.ended_before is not None:
+            parts.append(f"CloseTime < '{_moment(where.ended_before)}'")
+        if where.parent:
+            parts.append(f"ParentWorkflowId = {_quoted(where.parent)}")
+        if where.status:
+            wanted = [name for status in where.status for name in _TEMPORAL_STATUS.get(status, ("Running",))]
+            parts.append(f"ExecutionStatus IN ({', '.join(_quoted(name) for name in dict.fromkeys(wanted))})")
+        if self._searchable:
+            if where.namespace:
+                parts.append(f"{wire.SEARCH_NAMESPACE} = {_quoted(where.namespace)}")
+            parts += [f"{wire.SEARCH_TAGS} = {_quoted(word)}" for word in tag_words(where.tags)]
+        return parts
+
+    async def _count(self, query: list[str]) -> int:
+        request = CountWorkflowExecutionsRequest(namespace=self._link.namespace, query=" AND ".join(query))
+        try:
+            return (await self._client.workflow_service.count_workflow_executions(request, retry=True)).count
+        except RPCError as error:
+            raise unreachable(self._link, error) from error
+
+    async def _executions(self, query: list[str]) -> list[Any]:
+        found: list[Any] = []
+        token = b""
+        while len(found) < _MOST:
+            request = ListWorkflowExecutionsRequest(
+                namespace=self._link.namespace, page_size=_PAGE, next_page_token=token, query=" AND ".join(query)
+            )
+            try:
+                page = await self._client.workflow_service.list_workflow_executions(request, retry=True)
+            except RPCError as error:
+                raise unreachable(self._link, error) from error
+            await self._reader.decode(page)
+            found.extend(page.executions)
+            token = page.next_page_token
+            if not token:
+                break
+        return found
+
+    async def _fetch(self, query: list[str], where: RunFilter) -> list[Run]:
+        executions = await self._executions(query)
+        newest = _newest_of(executions)
+        if where.status:
+            # An execution that failed may have been retried since, by one with another status.
+            stale = [e.execution.workflow_id for e in newest.values() if status_of(e.status) in ("failed", "cancelled")]
+            for at in range(0, len(stale), 100):
+                ids = ", ".join(_quoted(id_) for id_ in stale[at : at + 100])
+                newest |= _newest_of(await self._executions([f"WorkflowId IN ({ids})"]))
+        runs = [listed_run(execution) for execution in newest.values()]
+        return [run for run in runs if _matches(run, where)]
+
+    # -- deleting -------------------------------------------------------------------------------------------------
+
+    async def purge(self, where: RunFilter) -> int:
+        """Delete ended runs that match, with all their executions. Raises Conflict if the run that is named has not ended."""
+        found = await self.runs(replace(where, limit=-1))
+        ended = [run for run in found if run.status in ENDED]
+        if not ended and where.search:
+            try:
+                run = await self._reader.run(where.search)
+            except UnknownName:
+                return 0
+            if run.status not in ENDED:
+                raise Conflict(f"The run {run.id} is {run.status}; only ended runs can be purged. Cancel it first.")
+            ended = [run] if _matches(run, where) else []
+        for at in range(0, len(ended), 20):
+            await asyncio.gather(*(self._delete(run.id) for run in ended[at : at + 20]))
+        return len(ended)
+
+    async def _delete(self, run: str) -> None:
+        give_up = time.monotonic() + _DELETE_PATIENCE
+        asked = ""
+        while True:
+            try:
+                description = await self._reader.describe(run)
+            except UnknownName:
+                self._reader.forget(run)
+                return
+            execution = description.workflow_execution_info.execution.run_id
+            if execution != asked:
+                asked = execution
+                request = DeleteWorkflowExecutionRequest(
+                    namespace=self._link.namespace,
+                    workflow_execution=WorkflowExecution(workflow_id=run, run_id=execution),
+                )
+                try:
+                    await self._client.workflow_service.delete_workflow_execution(request, retry=True)
+                except RPCError as error:
+                    if error.status != RPCStatusCode.NOT_FOUND:
+                        raise unreachable(self._link, error) from error
+            if time.monotonic() > give_up:
+                raise LayerUnreachable(f"The Temporal server has not deleted the run {run} yet; look again in a moment.")
+            await asyncio.sleep(0.02)
+
+
+def _newest_of(executions: list[Any]) -> dict[str, Any]:
+    """Return the newest execution of each run."""
+    newest: dict[str, Any] = {}
+    for execution in executions:
+        id_ = execution.execution.workflow_id
+        known = newest.get(id_)
+        if known is None or known.start_time.ToNanoseconds() < execution.start_time.ToNanoseconds():
+            newest[id_] = execution
+    return newest
+
+
+def _matches(run: Run, where: RunFilter) -> bool:
+    return (
+        (not where.status or run.status in where.status or _may_be(run, where))
+        and (not where.workflow or run.workflow == where.workflow)
+        and (not where.namespace or run.namespace == where.namespace)
+        and (where.since is None or run.created_at >= where.since)
+        and (where.until is None or run.created_at < where.until)
+        and (where.ended_before is None or (run.ended_at is not None and run.ended_at < where.ended_before))
+        and all(run.tags.get(key) == value for key, value in where.tags.items())
+        and (where.parent is None or run.parent == where.parent)
+        and (not where.search or where.search in run.id)
+    )
+
+
+def _may_be(run: Run, where: RunFilter) -> bool:
+    """Say whether a run that visibility calls running may have one of the statuses: those within a run are looked up later."""
+    return run.status == "running" and bool({"waiting", "parked", "running", "pending"} & set(where.status))
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(max(at, 0.0), UTC).isoformat().replace("+00:00", "Z")
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

@@ -1,0 +1,599 @@
+"""One run on a workflow worker: Temporal's activations in, commands out, our program in between.
+
+    activation ─▶ jobs ─▶ Events ─▶ Execution.apply ─▶ steps asked for, steps dropped, an end ─▶ commands ─▶ completion
+
+The program runs on the same deterministic loop, under the same guard, with the same step numbers as on the embedded engine; Temporal's
+own asyncio loop for Python workflows takes no part. So what a program does here is what it does there, and a history of either can be read
+as the same `Event`s: `translate.py` makes from Temporal's history the events that this machine made of the activations, at the same
+positions. Whatever decides something here must therefore follow from the activations alone.
+
+A run is parked in one of two ways. What a mended program may decide otherwise (it contradicts its history, it read the clock, its module
+is gone) fails the workflow task, which leaves no command in the history; Temporal tries it again, now and then, and `resume` at once. A
+spent budget follows from the history, so the machine holds the run until the signal RESUME, as it does for a pause until that ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+from msgspec.structs import replace
+from temporalio.bridge.proto.activity_result.activity_result_pb2 import ActivityResolution
+from temporalio.bridge.proto.child_workflow.child_workflow_pb2 import ChildWorkflowResult
+from temporalio.bridge.proto.workflow_activation.workflow_activation_pb2 import (
+    InitializeWorkflow,
+    QueryWorkflow,
+    SignalWorkflow,
+    WorkflowActivation,
+    WorkflowActivationJob,
+)
+from temporalio.bridge.proto.workflow_commands.workflow_commands_pb2 import WorkflowCommand
+from temporalio.bridge.proto.workflow_completion.workflow_completion_pb2 import WorkflowActivationCompletion
+
+from ziggurat.errors import ZigguratError
+from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Execution, Mismatch, Step
+from ziggurat.orchestrator.embedded.guard import forbidden_names
+from ziggurat.orchestrator.embedded.resident import open_view
+from ziggurat.orchestrator.temporal import wire
+from ziggurat.orchestrator.temporal.commands import (
+    Placement,
+    attempt_message,
+    keep_memo,
+    keep_searchable,
+    schedule_attempt,
+    start_child,
+    start_timer,
+    step_info,
+)
+from ziggurat.orchestrator.temporal.endings import end_commands
+from ziggurat.orchestrator.temporal.verdict import completed_outcome, failed_outcome, judge, run_error, usage_of
+from ziggurat.orchestrator.temporal.wire import Held, Origin
+from ziggurat.program.context import RunInfo
+from ziggurat.program.registry import Registry
+from ziggurat.records import ErrorInfo, Event, Message, Run, StepView, Usage
+from ziggurat.units import human_dollars
+
+log = logging.getLogger("ziggurat.orchestrator")
+
+
+class Surroundings(Struct, frozen=True, kw_only=True):
+    """What machines share in a process."""
+
+    registry: Registry
+    place: Placement
+    #: Our events after which `continue_as_new` is suggested, beside Temporal's own suggestion, and after which a run is parked.
+    history_suggest: int
+    history_limit: int
+    #: Shows what a live program emitted: (run, kind, JSON). Called from any thread.
+    show: Callable[[str, str, bytes], None]
+
+
+class Parked(Exception):
+    """The run cannot go on with the program as it is. The text says why."""
+
+
+class Program(Execution):
+    """A program on Temporal: what differs from the embedded engine is how a patch is remembered, and what a long history is."""
+
+    #: Temporal's advice.
+    continue_suggested = False
+
+    def info(self) -> RunInfo:
+        found = super().info()
+        suggested = found.continue_as_new_suggested or self.continue_suggested
+        return replace(found, continue_as_new_suggested=suggested)
+
+    def patched(self, patch: str) -> bool:
+        decided = self._decided.get(patch)
+        if decided is None:
+            # A marker in the history comes before the activation in which it was made; a replay without one took the old branch.
+            decided = patch in self._known_patches or not self.replaying
+            self._decided[patch] = decided
+            if decided and patch not in self._known_patches:
+                self._known_patches.add(patch)
+                self.new_patches.append(patch)
+        return decided
+
+    def learn_patch(self, patch: str) -> None:
+        """Take in a patch that the history has recorded."""
+        self._known_patches.add(patch)
+
+
+class Machine:
+    """One run in the memory of a workflow worker. `activate` is called by one thread at a time."""
+
+    def __init__(self, surroundings: Surroundings, workflow_id: str, workflow_type: str) -> None:
+        self._around = surroundings
+        self._place = surroundings.place
+        self._id, self._type = workflow_id, workflow_type
+        self._commands: Any = []
+        self.run = Run(id=workflow_id, workflow=workflow_type, status="running")
+        self.origin = Origin()
+        self._program: Program | None = None
+        self._seq = 0
+        self._now = 0.0
+        self._early_patches: set[str] = set()
+        #: Steps of attempts that Temporal has, by the number of their command; and the other way round.
+        self._attempts: dict[int, tuple[Step, Message]] = {}
+        self._attempt_of: dict[int, int] = {}
+        self._next_attempt = 0
+        #: Steps that wait for their next attempt, by the number of the timer; and those whose timer fired while the run was held.
+        self._retries: dict[int, Step] = {}
+        self._retry_of: dict[int, int] = {}
+        self._overdue: list[Step] = []
+        self._next_retry = wire.RETRY_TIMERS
+        self._children: dict[int, Step] = {}
+        self._cancelled_children: set[int] = set()
+        self._held = Held()
+        self._told_held = Held()
+        self._told_state: Raw | None = None
+        self._told_cost = 0.0
+        self._ended = False
+
+    # -- the worker's side ----------------------------------------------------------------------------------------
+
+    def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
+        """Handle an activation; never raises."""
+        completion = WorkflowActivationCompletion(run_id=act.run_id)
+        completion.successful.SetInParent()
+        self._commands = completion.successful.commands
+        try:
+            self._handle(act)
+        except Parked as parked:
+            _fail(completion, str(parked), wire.PARKED)
+        except Exception as error:
+            log.exception("The run %s could not be driven.", self._id)
+            _fail(completion, f"{type(error).__name__}: {error}", type(error).__name__)
+        return completion
+
+    def discard(self) -> None:
+        """Free the program without letting it act."""
+        program, self._program = self._program, None
+        if program is not None:
+            program.discard()
+
+    def _handle(self, act: WorkflowActivation) -> None:
+        jobs = list(act.jobs)
+        if any(job.HasField("remove_from_cache") for job in jobs):
+            self.discard()
+            return
+        queries = [job.query_workflow for job in jobs if job.HasField("query_workflow")]
+        if queries:
+            for query in queries:
+                self._answer(query)
+            return
+        self._now = max(self._now, act.timestamp.ToNanoseconds() / 1e9)
+        for job in jobs:
+            if job.HasField("notify_has_patch"):
+                self._learn_patch(job.notify_has_patch.patch_id)
+        if self._program is not None:
+            self._program.replaying = act.is_replaying
+            self._program.continue_suggested = act.continue_as_new_suggested
+        self._apply_all(jobs, act.is_replaying)
+        if self._program is not None:
+            self._close_activation()
+
+    def _apply_all(self, jobs: list[WorkflowActivationJob], replaying: bool) -> None:
+        """Apply jobs in an order that a reader of the history can repeat: the start, then signals, then all else as it came."""
+        for job in jobs:
+            if job.HasField("initialize_workflow"):
+                self._initialize(job.initialize_workflow, replaying)
+        for job in jobs:
+            if job.HasField("signal_workflow"):
+                self._signal(job.signal_workflow)
+            elif job.HasField("do_update"):
+                self._refuse_update(job.do_update.protocol_instance_id)
+        for job in jobs:
+            if job.HasField("cancel_workflow"):
+                self._record("cancel_requested", detail=job.cancel_workflow.reason)
+            elif job.HasField("resolve_activity"):
+                self._resolve_attempt(job.resolve_activity.seq, job.resolve_activity.result)
+            elif job.HasField("fire_timer"):
+                self._fire(job.fire_timer.seq)
+            elif job.HasField("resolve_child_workflow_execution_start"):
+                start = job.resolve_child_workflow_execution_start
+                if start.HasField("failed"):
+                    self._refuse_child(start.seq)
+            elif job.HasField("resolve_child_workflow_execution"):
+                done = job.resolve_child_workflow_execution
+                self._resolve_child(done.seq, done.result)
+
+    # -- the start ------------------------------------------------------------------------------------------------
+
+    def _initialize(self, init: InitializeWorkflow, replaying: bool) -> None:
+        second = wire.nth(init.arguments, 1)
+        origin = self.origin = wire.read_payload(second, Origin) if second is not None else Origin()
+        self.run = new_run_record(self._id, self._type, wire.raw_of(wire.nth(init.arguments, 0)), origin, self._now)
+        if init.HasField("parent_workflow_info") and not self.run.parent:
+            self.run = replace(self.run, parent=init.parent_workflow_info.workflow_id)
+        self._told_state, self._told_cost = origin.state, origin.carried.cost_usd
+        self._seq = origin.base
+        try:
+            workflow = self._around.registry.workflow(self._type, self.run.entry)
+        except ZigguratError as error:
+            raise Parked(str(error)) from error
+        if wrong := forbidden_names(workflow.fn):
+            raise Parked(wrong)
+        kept = origin.events
+        run_id = self.run.id
+        show = self._around.show
+        self._program = Program(
+            workflow,
+            self.run,
+            base=origin.base,
+            passed=0,
+            patches=[*self._early_patches, *(e.name for e in kept if e.kind == "patched")],
+            suggest_at=self._around.history_suggest,
+            show=lambda kind, data: show(run_id, kind, data),
+        )
+        if not kept:
+            self._program.replaying = replaying
+            self._record("run_started", detail=self.run.entry)
+            return
+        self._take_over(kept, self._program)
+        self._program.replaying = replaying
+        self._harvest()
+
+    def _take_over(self, kept: list[Event], program: Program) -> None:
+        """Apply the recorded events that the run starts from, then note where they came from."""
+        ended = False
+        for index, event in enumerate(kept):
+            if event.usage is not None:
+                self.run = replace(self.run, usage=self.run.usage + event.usage)
+            self._seq = event.seq
+            if event.kind in INFORMATIVE:
+                program.applied = event.seq
+                program.note(event)
+            elif ended:
+                program.come_late(event)
+            else:
+                self._apply(event, program)
+                ended = program.finished is not None
+                if ended:
+                    self._check_end(kept[index + 1 :], program)
+
+    @staticmethod
+    def _check_end(rest: Iterable[Event], program: Program) -> None:
+        try:
+            program.check_end(rest)
+        except Mismatch as mismatch:
+            raise Parked(str(mismatch)) from mismatch
+
+    def _learn_patch(self, patch: str) -> None:
+        self._early_patches.add(patch)
+        if self._program is not None:
+            self._program.learn_patch(patch)
+
+    # -- what happened --------------------------------------------------------------------------------------------
+
+    def _record(self, kind: Any, **fields: Any) -> None:
+        """Make the run's next event, apply it, and carry out what the program then asks for."""
+        program = self._program
+        if program is None:
+            return
+        self._seq += 1
+        event = Event(seq=self._seq, kind=kind, at=self._now, **fields)
+        if event.usage is not None:
+            self.run = replace(self.run, usage=self.run.usage + event.usage)
+        if kind in INFORMATIVE:
+            program.applied = event.seq
+        elif program.finished is not None:
+            program.come_late(event)
+        else:
+            self._apply(event, program)
+        self._harvest()
+
+    def _apply(self, event: Event, program: Program) -> None:
+        try:
+            program.apply(event)
+        except Mismatch as mismatch:
+            raise Parked(str(mismatch)) from mismatch
+
+    def _signal(self, job: SignalWorkflow) -> None:
+        value = wire.raw_of(wire.nth(job.input, 0))
+        if job.signal_name == wire.PAUSE:
+            if not self._held.status:
+                self._held = Held("paused", msgspec.json.decode(value) or "paused by hand")
+                self._record("run_paused", detail=self._held.reason)
+        elif job.signal_name == wire.RESUME:
+            self._resume(msgspec.json.decode(value, type=wire.Resume | None))
+        else:
+            second = wire.nth(job.input, 1)
+            signal_id = msgspec.json.decode(second.data, type=str) if second is not None else ""
+            if signal_id and self._program is not None and self._program.has_seen_signal(signal_id):
+                return
+            self._record("signal_received", name=job.signal_name, result=value, detail=signal_id)
+
+    def _resume(self, asked: wire.Resume | None) -> None:
+        if asked is not None and asked.budget_usd is not None:
+            self.run = replace(self.run, budget_usd=asked.budget_usd)
+        if self._held.status:
+            self._held = Held()
+            overdue, self._overdue = self._overdue, []
+            for step in overdue:
+                self._send_attempt(step)
+            self._record("run_resumed")
+
+    def _resolve_attempt(self, seq: int, result: ActivityResolution) -> None:
+        step, message = self._attempts.pop(seq)
+        if self._attempt_of.get(step.number) == seq:
+            del self._attempt_of[step.number]
+        if result.HasField("cancelled"):
+            return  # We asked for it, and have forgotten the step.
+        if result.HasField("completed"):
+            outcome = completed_outcome(message, result.completed.result if result.completed.HasField("result") else None)
+        else:
+            outcome = failed_outcome(message, result.failed.failure)
+        verdict = judge(message, step_info(step), outcome, self._now)
+        fields = attempt_fields(step_info(step), message, outcome)
+        if verdict.kind != "attempt_failed":
+            detail = outcome.status if verdict.kind == "step_failed" else ""
+            self._record(verdict.kind, result=outcome.result, detail=detail, **fields)
+            return
+        step.attempt, step.failures = step.attempt + 1, step.failures + verdict.counts
+        step.retry_at, step.heartbeat, step.dispatched = verdict.retry_at, outcome.heartbeat, False
+        self._record("attempt_failed", retry_at=verdict.retry_at, detail=outcome.status, result=outcome.heartbeat, **fields)
+        program = self._program
+        if program is not None and program.finished is None and program.steps.get(step.number) is step:
+            self._wait_to_retry(step)
+
+    def _wait_to_retry(self, step: Step) -> None:
+        delay = (step.retry_at or 0.0) - self._now
+        if delay <= 0 and not self._held.status:
+            self._send_attempt(step)
+            return
+        self._next_retry += 1
+        self._retries[self._next_retry] = step
+        self._retry_of[step.number] = self._next_retry
+        self._commands.append(start_timer(self._next_retry, delay))
+
+    def _fire(self, seq: int) -> None:
+        if seq > wire.RETRY_TIMERS:
+            step = self._retries.pop(seq, None)
+            if step is not None:
+                self._retry_of.pop(step.number, None)
+                if self._held.status:
+                    self._overdue.append(step)
+                else:
+                    self._send_attempt(step)
+            return
+        self._record("timer_fired", step=seq, step_kind="timer", name="sleep")
+
+    def _refuse_child(self, seq: int) -> None:
+        step = self._children.pop(seq)
+        text = f"The child run of {step.name!r} was not started: the id {step.child!r} belongs to another run."
+        error = ErrorInfo(type="ziggurat.errors.Conflict", message=text)
+        self._record("step_failed", step=seq, step_kind="child", name=step.name, error=error)
+
+    def _resolve_child(self, seq: int, result: ChildWorkflowResult) -> None:
+        step = self._children.pop(seq, None)
+        if step is None or (result.HasField("cancelled") and seq in self._cancelled_children):
+            return  # Our own cancellation, or one whose start was refused.
+        usage, fields = child_fields(step.child, result)
+        self._record(step=seq, step_kind="child", name=step.name, usage=usage if usage.calls else None, **fields)
+
+    # -- what the program asks for --------------------------------------------------------------------------------
+
+    def _harvest(self) -> None:
+        program = self._program
+        if program is None:
+            return
+        if program.dropped:
+            dropped, program.dropped = program.dropped, []
+            for step in dropped:
+                self._drop(step, program)
+        if program.finished is None and program.requests and not self._held.status:
+            requests, program.requests = program.requests, []
+            for index, step in enumerate(requests):
+                if program.steps.get(step.number) is not step:
+                    continue
+                if step.kind == "task" and self._is_spent():
+                    program.requests = requests[index:]
+                    self._held = Held("parked", spent_text(self.run))
+                    break
+                self._carry_out(step)
+
+    def _carry_out(self, step: Step) -> None:
+        if step.kind == "task":
+            if step.retry_at is not None and step.retry_at > self._now:
+                self._wait_to_retry(step)
+            else:
+                self._send_attempt(step)
+        elif step.kind == "timer":
+            step.dispatched = True
+            self._commands.append(start_timer(step.number, step.due - self._now))
+        elif step.kind == "child":
+            step.dispatched = True
+            self._children[step.number] = step
+            self._commands.append(start_child(step, self.run, self.origin.children.get(step.child), self._now, self._place))
+
+    def _send_attempt(self, step: Step) -> None:
+        program = self._program
+        if program is None or program.steps.get(step.number) is not step:
+            return
+        self._next_attempt += 1
+        step.retry_at, step.dispatched, step.sent_at = None, True, self._now
+        message = attempt_message(self.run, step, self._now)
+        self._attempts[self._next_attempt] = step, message
+        self._attempt_of[step.number] = self._next_attempt
+        self._commands.append(schedule_attempt(self._next_attempt, message, step_info(step), self._place))
+
+    def _drop(self, step: Step, program: Program) -> None:
+        if program.finished is not None:
+            return  # The run's end ends its attempts and timers, and deals with children as they were told.
+        command = WorkflowCommand()
+        if step.kind == "task":
+            attempt, retry = self._attempt_of.pop(step.number, None), self._retry_of.pop(step.number, None)
+            if attempt is not None:
+                command.request_cancel_activity.seq = attempt
+                self._commands.append(command)
+            elif retry is not None:
+                command.cancel_timer.seq = retry
+                self._commands.append(command)
+                del self._retries[retry]
+        elif step.kind == "timer" and step.dispatched:
+            command.cancel_timer.seq = step.number
+            self._commands.append(command)
+        elif step.kind == "child" and step.dispatched and step.options.on_parent_end == "cancel":
+            self._cancelled_children.add(step.number)
+            command.cancel_child_workflow_execution.child_workflow_seq = step.number
+            command.cancel_child_workflow_execution.reason = f"the parent run {self.run.id} no longer waits for it"
+            self._commands.append(command)
+
+    def _is_spent(self) -> bool:
+        run = self.run
+        return run.budget_usd is not None and 0 < run.usage.cost_usd >= run.budget_usd
+
+    # -- the end of an activation -----------------------------------------------------------------------------------
+
+    def _close_activation(self) -> None:
+        """Write down what the activation changed, and the end of the run if it came to one."""
+        program = self._program
+        assert program is not None
+        for patch in program.new_patches:
+            command = WorkflowCommand()
+            command.set_patch_marker.patch_id = patch
+            self._commands.append(command)
+            self._seq += 1
+        program.new_patches = []
+        finished = program.finished
+        if finished is not None and finished.status == "parked":
+            raise Parked(finished.reason)
+        if program.length >= self._around.history_limit and finished is None:
+            raise Parked(limit_text(program.length, self._around.history_limit))
+        self._tell_held()
+        if program.state is not None and program.state != self._told_state:
+            self._told_state = program.state
+            self._commands.append(keep_memo(**{wire.STATE_KEY: wire.json_payload(program.state)}))
+        cost = self.run.usage.cost_usd
+        if self._place.searchable and cost != self._told_cost:
+            self._told_cost = cost
+            self._commands.append(keep_searchable(**{wire.SEARCH_COST: wire.search_payload(cost, "Double")}))
+        if finished is not None and not self._held.status and not self._ended:
+            self._ended = True
+            self._commands.extend(end_commands(finished, self.run, program, self._seq, self._place))
+
+    def _tell_held(self) -> None:
+        if self._held == self._told_held:
+            return
+        if self._held.status == "parked":
+            self._seq += 1  # The event run_parked, which a reader finds in the memo's change.
+        self._told_held = self._held
+        self._commands.append(keep_memo(**{wire.HELD_KEY: wire.record_payload(self._held)}))
+        if self._place.searchable:
+            self._commands.append(
+                keep_searchable(**{wire.SEARCH_STATUS: wire.search_payload(self._held.status or "running", "Keyword")})
+            )
+
+    # -- questions ------------------------------------------------------------------------------------------------
+
+    def _answer(self, query: QueryWorkflow) -> None:
+        command = WorkflowCommand()
+        answer = command.respond_to_query
+        answer.query_id = query.query_id
+        program = self._program
+        if query.query_type == wire.STEPS:
+            views: list[StepView] = [open_view(s) for s in program.steps.values()] if program is not None else []
+            answer.succeeded.response.CopyFrom(wire.record_payload(views))
+        elif query.query_type == wire.STATE:
+            state = program.state if program is not None else None
+            answer.succeeded.response.CopyFrom(wire.json_payload(state if state is not None else b"null"))
+        elif query.query_type == wire.POSITION:
+            answer.succeeded.response.CopyFrom(wire.record_payload(self._seq))
+        else:
+            answer.failed.message = f"A run answers the queries {wire.STATE!r}, {wire.STEPS!r} and {wire.POSITION!r}."
+            answer.failed.application_failure_info.type = "UnknownQuery"
+        self._commands.append(command)
+
+    def _refuse_update(self, protocol: str) -> None:
+        command = WorkflowCommand()
+        command.update_response.protocol_instance_id = protocol
+        command.update_response.rejected.message = "A Ziggurat run takes signals, not updates; send a signal."
+        command.update_response.rejected.application_failure_info.type = "Unsupported"
+        self._commands.append(command)
+
+
+def new_run_record(run_id: str, workflow: str, payload: Raw, origin: Origin, now: float) -> Run:
+    """Return the record of a run as it begins."""
+    about = origin.about
+    return Run(
+        id=run_id,
+        workflow=workflow,
+        status="running",
+        payload=payload,
+        namespace=about.namespace,
+        entry=about.entry,
+        tags=about.tags,
+        priority=about.priority,
+        budget_usd=about.budget_usd,
+        usage=origin.carried,
+        carried=origin.carried,
+        created_at=about.created_at or now,
+        started_at=now,
+        generation=about.generation,
+        epoch=about.epoch,
+        parent=about.parent,
+        parent_step=about.parent_step,
+        forked_from=about.forked_from,
+        seed=about.seed,
+        state=origin.state,
+    )
+
+
+def attempt_fields(info: wire.StepInfo, message: Message, outcome: Any) -> dict[str, Any]:
+    """Return what the event of an ended attempt says of it."""
+    return {
+        "step": info.step,
+        "step_kind": "task",
+        "name": message.task,
+        "attempt": message.attempt,
+        "requested": info.requested,
+        "requested_at": info.requested_at,
+        "sent_at": outcome.sent_at or message.sent_at,
+        "started_at": outcome.started_at,
+        "ended_at": outcome.ended_at,
+        "error": outcome.error,
+        "usage": usage_of(outcome.calls),
+        "calls": outcome.calls,
+        "worker": outcome.worker,
+    }
+
+
+def child_fields(child: str, result: Any) -> tuple[Usage, dict[str, Any]]:
+    """Return what a child run consumed, and what its parent's event says of its end; `result` has completed, failed or cancelled set."""
+    if result.HasField("completed"):
+        payload = result.completed.result
+        return wire.usage_in(payload), {"kind": "step_completed", "result": wire.raw_of(payload), "detail": child}
+    if result.HasField("cancelled"):
+        return Usage(), {"kind": "step_failed", "detail": "cancelled"}
+    error, usage = run_error(result.failed.failure)
+    cause = result.failed.failure.cause
+    if cause.HasField("terminated_failure_info") or cause.HasField("canceled_failure_info"):
+        return usage, {"kind": "step_failed", "detail": "cancelled"}
+    return usage, {"kind": "step_failed", "error": error, "detail": "failed"}
+
+
+def spent_text(run: Run) -> str:
+    """Return the sentence about a spent budget."""
+    return (
+        f"The run has spent {human_dollars(run.usage.cost_usd)} of its budget of {human_dollars(run.budget_usd or 0.0)}. "
+        f"Resume it with a larger one: ziggurat resume {run.id} --budget '$...'"
+    )
+
+
+def limit_text(length: int, limit: int) -> str:
+    """Return the sentence about a history that is too long."""
+    return (
+        f"The history has {length:,} events, over the limit of {limit:,}. "
+        "Let the workflow call continue_as_new() before, or raise [orchestrator] history_limit and resume the run."
+    )
+
+
+def _fail(completion: WorkflowActivationCompletion, message: str, type_: str) -> None:
+    completion.failed.SetInParent()
+    completion.failed.failure.message = message
+    completion.failed.failure.source = "ziggurat"
+    completion.failed.failure.application_failure_info.type = type_

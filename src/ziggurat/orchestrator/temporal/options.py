@@ -1,0 +1,27 @@
+"""How the orchestrator on Temporal behaves, each value with its reason."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class TemporalOptions(Struct, frozen=True, kw_only=True):
+    """Times are seconds."""
+
+    #: Runs that a workflow worker keeps in memory; others are replayed from their histories when something happens to them.
+    max_resident_runs: int = 10_000
+    #: Our events after which a run is told to continue as new, and after which it is parked. Temporal ends a run at 51,200 of its own
+    #: events, of which a step makes three to five.
+    history_suggest: int = 4_000
+    history_limit: int = 9_000
+    #: Without a heartbeat for so long an attempt is taken from its worker.
+    lease: float = 30.0
+    #: Tasks wait on Temporal's task queues; otherwise on the queue that the orchestrator is given, and a relay brings outcomes back.
+    native: bool = True
+    #: How long a workflow worker that vanished may hold its runs before another replays them.
+    sticky: float = 5.0
+    #: How often the relay sends heartbeats for what is on our queue, and looks for what the queue has lost.
+    relay: float = 5.0
+    #: How often someone who waits for a run looks whether it is parked, at first and at most.
+    look: float = 0.2
+    look_most: float = 3.0

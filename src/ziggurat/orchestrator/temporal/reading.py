@@ -1,0 +1,362 @@
+"""Runs as Temporal keeps them, read back as our records: a description, a history, and what both say of a run."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import OrderedDict
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+from msgspec.structs import replace
+from temporalio.api.common.v1 import Payload, WorkflowExecution
+from temporalio.api.enums.v1 import EventType, HistoryEventFilterType, WorkflowExecutionStatus, WorkflowTaskFailedCause
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest, GetWorkflowExecutionHistoryRequest
+from temporalio.client import Client
+from temporalio.converter import PayloadCodec
+from temporalio.service import RPCError, RPCStatusCode
+
+from ziggurat.errors import UnknownName
+from ziggurat.orchestrator.temporal import wire
+from ziggurat.orchestrator.temporal.machine import new_run_record
+from ziggurat.orchestrator.temporal.translate import Translator
+from ziggurat.orchestrator.temporal.verdict import run_error
+from ziggurat.orchestrator.temporal.wire import About, Held
+from ziggurat.queues.temporal_link import LinkOptions, unreachable
+from ziggurat.records import ErrorInfo, Event, Run, Usage
+
+_STATUS: dict[int, Any] = {
+    WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_RUNNING: "running",
+    WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_COMPLETED: "completed",
+    WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_FAILED: "failed",
+    WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_CANCELED: "cancelled",
+    WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_TERMINATED: "cancelled",
+    WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_CONTINUED_AS_NEW: "running",
+    WorkflowExecutionStatus.WORKFLOW_EXECUTION_STATUS_TIMED_OUT: "failed",
+}
+#: Causes of a failed workflow task that say nothing against the program.
+_HARMLESS = frozenset(
+    {
+        WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_UNHANDLED_COMMAND,
+        WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW,
+        WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_FORCE_CLOSE_COMMAND,
+        WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_FAILOVER_CLOSE_COMMAND,
+        WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_RESET_STICKY_TASK_QUEUE,
+    }
+)
+#: Ended runs whose record is remembered.
+_REMEMBERED = 256
+
+
+def status_of(status: int) -> Any:
+    """Return our status for one of Temporal's."""
+    return _STATUS.get(status, "running")
+
+
+class Reading:
+    """One execution: its description and its history so far."""
+
+    def __init__(self, description: Any) -> None:
+        self.description = description
+        self.translator = Translator()
+        self.task_failure: HistoryEvent | None = None
+        #: The last workflow task that completed.
+        self.last_good = 0
+        #: Steps by the Temporal event that recorded them, for words about a contradiction.
+        self._recorded: dict[int, tuple[int, str, str]] = {}
+
+    def feed(self, event: HistoryEvent) -> None:
+        """Take the next event."""
+        kind = event.event_type
+        if kind == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
+            self.task_failure, self.last_good = None, event.event_id
+        elif kind == EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED:
+            harmless = event.workflow_task_failed_event_attributes.cause in _HARMLESS
+            self.task_failure = None if harmless else event
+        elif kind == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
+            given = event.activity_task_scheduled_event_attributes
+            info = wire.nth(given.input, 1)
+            number = wire.read_payload(info, wire.StepInfo).step if info is not None else 0
+            self._recorded[event.event_id] = number, "task", given.activity_type.name
+        elif kind == EventType.EVENT_TYPE_TIMER_STARTED:
+            timer = event.timer_started_event_attributes.timer_id
+            self._recorded[event.event_id] = int(timer) if timer.isdigit() else 0, "timer", "sleep"
+        elif kind == EventType.EVENT_TYPE_START_CHILD_WORKFLOW_EXECUTION_INITIATED:
+            child = event.start_child_workflow_execution_initiated_event_attributes
+            origin = wire.nth(child.input, 1)
+            number = wire.read_payload(origin, wire.Origin).about.parent_step if origin is not None else 0
+            self._recorded[event.event_id] = number, "child", child.workflow_type.name
+        self.translator.feed(event)
+
+    @property
+    def held(self) -> Held:
+        """Whether the run is paused, or parked by its machine."""
+        memo = self.description.workflow_execution_info.memo.fields
+        return wire.read_payload(memo[wire.HELD_KEY], Held) if wire.HELD_KEY in memo else Held()
+
+    def parked(self) -> str:
+        """Return why the run cannot go on with the program as it is, or ""."""
+        if self.task_failure is None:
+            return ""
+        given = self.task_failure.workflow_task_failed_event_attributes
+        failure = given.failure
+        if failure.application_failure_info.type == wire.PARKED:
+            text = failure.message
+            return self._worded(text) if text.startswith(("the history records", "at step")) else text
+        return self._worded(_contradiction(failure.message, self._recorded))
+
+    def _worded(self, mismatch: str) -> str:
+        name = self.description.workflow_execution_info.type.name
+        return (
+            f"The code of {name!r} no longer fits this run's history: {mismatch}. "
+            "Bring the old code back and put the change behind patched(), or fork the run before that step."
+        )
+
+
+def _contradiction(message: str, recorded: dict[int, tuple[int, str, str]]) -> str:
+    """Return what the SDK says of a contradiction in our words: the recorded step, and what the program asked for instead."""
+    found = re.search(r"type of scheduled event '([^']*)' does not match \w+ type of \w+(?: \w+)* command '([^']*)'", message)
+    if found is not None:
+        name = found[1]
+        number, kind = next(((n, k) for n, k, recorded_name in recorded.values() if recorded_name == name), (0, "task"))
+        return f"at step {number} the history records {kind} {name!r}, but the program now asks for {kind} {found[2]!r}"
+    event = re.search(r"id: (\d+)", message)
+    if event is not None and (step := recorded.get(int(event[1]))) is not None:
+        return f"the history records step {step[0]}, {step[1]} {step[2]!r}, but the program did not ask for it there ({message})"
+    return message.rstrip(".")
+
+
+class Reader:
+    """Reads runs. Every method raises UnknownName for a run that does not exist, and LayerUnreachable."""
+
+    def __init__(self, client: Client, link: LinkOptions) -> None:
+        self._client, self._link = client, link
+        self._ended: OrderedDict[str, Run] = OrderedDict()
+
+    async def describe(self, run: str, execution: str = "") -> Any:
+        """Return Temporal's description of a run, or of one of its executions."""
+        request = DescribeWorkflowExecutionRequest(
+            namespace=self._link.namespace, execution=WorkflowExecution(workflow_id=run, run_id=execution)
+        )
+        try:
+            found = await self._client.workflow_service.describe_workflow_execution(request, retry=True)
+        except RPCError as error:
+            raise self.translate(run, error) from error
+        await self.decode(found)
+        return found
+
+    def translate(self, run: str, error: RPCError) -> Exception:
+        """Return our error for one of a call about a run."""
+        if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.INVALID_ARGUMENT) and "amespace" not in error.message:
+            return UnknownName(
+                f"There is no run {run!r} in the namespace {self._link.namespace!r} of {self._link.address}. "
+                "`ziggurat list` shows the runs that there are."
+            )
+        return unreachable(self._link, error)
+
+    async def decode(self, message: Any) -> None:
+        """Undo the payload codec, in place."""
+        codec = self._client.data_converter.payload_codec
+        if codec is not None:
+            await _decode_payloads(codec, message)
+
+    async def read(self, run: str, execution: str = "") -> Reading:
+        """Return a run's description and the history of its newest execution, or of the one that is named."""
+        description = await self.describe(run, execution)
+        reading = Reading(description)
+        info = description.workflow_execution_info
+        token = b""
+        while True:
+            request = GetWorkflowExecutionHistoryRequest(
+                namespace=self._link.namespace,
+                execution=WorkflowExecution(workflow_id=run, run_id=info.execution.run_id),
+                next_page_token=token,
+            )
+            try:
+                page = await self._client.workflow_service.get_workflow_execution_history(request, retry=True)
+            except RPCError as error:
+                raise self.translate(run, error) from error
+            await self.decode(page)
+            for event in page.history.events:
+                reading.feed(event)
+            token = page.next_page_token
+            if not token:
+                return reading
+
+    async def run(self, run: str) -> Run:
+        """Return the record of a run."""
+        description = await self.describe(run)
+        execution = description.workflow_execution_info.execution.run_id
+        if execution in self._ended:
+            self._ended.move_to_end(execution)
+            return self._ended[execution]
+        reading = await self.read(run, execution)
+        found = run_record(reading)
+        if reading.translator.closed is not None and found.ended_at is not None:
+            self._ended[execution] = found
+            if len(self._ended) > _REMEMBERED:
+                self._ended.popitem(last=False)
+        return found
+
+    async def live(self, run: str) -> Run:
+        """Return a run's record with its status as it is now, and the rest as far as a description alone tells it."""
+        description = await self.describe(run)
+        found = listed_run(description.workflow_execution_info)
+        if found.status != "running":
+            return found
+        if description.HasField("pending_workflow_task"):
+            # Whether it is being driven, or cannot be, is in the history.
+            return await self.run(run) if description.pending_workflow_task.attempt > 1 else found
+        return found if description.pending_activities else replace(found, status="waiting")
+
+    async def closing(self, run: str, patience: float) -> None:
+        """Wait until the run's newest execution has closed, or `patience` seconds."""
+        request = GetWorkflowExecutionHistoryRequest(
+            namespace=self._link.namespace,
+            execution=WorkflowExecution(workflow_id=run),
+            wait_new_event=True,
+            skip_archival=True,
+            history_event_filter_type=HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT,
+        )
+        begun = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(patience):
+                await self._client.workflow_service.get_workflow_execution_history(request)
+        except TimeoutError:
+            return
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                raise self.translate(run, error) from error
+        # An answer that came at once and changes nothing, as of a server that goes, must not be asked for in a tight loop.
+        if asyncio.get_running_loop().time() - begun < 0.005:
+            await asyncio.sleep(0.005)
+
+    async def events(self, run: str) -> list[Event]:
+        """Return the events of a run: those of its generation, and of the one before, which stays readable."""
+        reading = await self.read(run)
+        reading.translator.flush()
+        events = reading.translator.events
+        started = reading.translator.started
+        before = started.workflow_execution_started_event_attributes.continued_execution_run_id if started is not None else ""
+        if before and reading.translator.origin.about.generation:
+            try:
+                earlier = (await self.read(run, before)).translator
+            except UnknownName:
+                return events  # It is past the namespace's retention.
+            if earlier.closed is not None and earlier.origin.about.generation < reading.translator.origin.about.generation:
+                events = earlier.events + events
+        return events
+
+    def forget(self, run_id: str) -> None:
+        """Forget what is remembered of a run."""
+        for execution in [e for e, run in self._ended.items() if run.id == run_id]:
+            del self._ended[execution]
+
+
+def run_record(reading: Reading) -> Run:
+    """Return the record of a run from what was read of it."""
+    reader, description = reading.translator, reading.description
+    reader.flush()
+    info = description.workflow_execution_info
+    started = info.start_time.ToNanoseconds() / 1e9
+    run = new_run_record(info.execution.workflow_id, info.type.name, reader.payload, reader.origin, started)
+    if not run.parent and info.parent_execution.workflow_id:
+        run = replace(run, parent=info.parent_execution.workflow_id)
+    usage = reader.origin.carried
+    for event in reader.events:
+        if event.usage is not None:
+            usage = usage + event.usage
+    memo = info.memo.fields
+    state = wire.raw_of(memo[wire.STATE_KEY]) if wire.STATE_KEY in memo else reader.origin.state
+    status = status_of(info.status)
+    run = replace(run, usage=usage, state=state, events=reader.position, status=status)
+    if reader.budget_usd is not None:
+        run = replace(run, budget_usd=reader.budget_usd)
+    if status == "running":
+        return _live(run, reading)
+    return _ended(run, reading, info)
+
+
+def _live(run: Run, reading: Reading) -> Run:
+    held = reading.held
+    if parked := reading.parked():
+        return replace(run, status="parked", reason=parked)
+    if held.status:
+        return replace(run, status=held.status, reason=held.reason)
+    reader, description = reading.translator, reading.description
+    if (
+        description.pending_activities
+        or description.HasField("pending_workflow_task")
+        or reader.open_retries
+        or not reading.last_good
+    ):
+        return run
+    wake = min(reader.open_timers.values(), default=None)
+    parts: list[str] = []
+    if (children := len(reader.open_children)) > 0:
+        parts.append(f"{children} child run{'s' if children > 1 else ''}")
+    if wake is not None:
+        parts.append("a timer")
+    reason = f"waits for {' and '.join(parts)}" if parts else "waits for a signal"
+    return replace(run, status="waiting", wake_at=wake, reason=reason)
+
+
+def _ended(run: Run, reading: Reading, info: Any) -> Run:
+    run = replace(run, ended_at=info.close_time.ToNanoseconds() / 1e9)
+    closed = reading.translator.closed
+    if closed is None:
+        return run
+    if run.status == "completed":
+        given = closed.workflow_execution_completed_event_attributes
+        return replace(run, result=wire.raw_of(wire.nth(given.result, 0)))
+    if closed.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_FAILED:
+        return replace(run, error=run_error(closed.workflow_execution_failed_event_attributes.failure)[0])
+    if run.status == "failed":
+        return replace(run, error=ErrorInfo(type="TimeoutError", message="The run did not end within its Temporal timeout."))
+    if closed.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED:
+        return replace(run, reason=closed.workflow_execution_terminated_event_attributes.reason)
+    return run
+
+
+def listed_run(info: Any) -> Run:
+    """Return the record of a run from what a list says of it: without payload, result and usage, but with its cost."""
+    memo = info.memo.fields
+    about = wire.read_payload(memo[wire.ABOUT_KEY], About) if wire.ABOUT_KEY in memo else About()
+    held = wire.read_payload(memo[wire.HELD_KEY], Held) if wire.HELD_KEY in memo else Held()
+    started = info.start_time.ToNanoseconds() / 1e9
+    cost = info.search_attributes.indexed_fields.get(wire.SEARCH_COST)
+    run = new_run_record(info.execution.workflow_id, info.type.name, Raw(b"{}"), wire.Origin(about=about), started)
+    status = status_of(info.status)
+    if status == "running" and held.status:
+        run = replace(run, reason=held.reason)
+        status = held.status
+    return replace(
+        run,
+        status=status,
+        usage=Usage(cost_usd=msgspec.json.decode(cost.data, type=float)) if cost is not None else Usage(),
+        ended_at=info.close_time.ToNanoseconds() / 1e9 if info.HasField("close_time") else None,
+        parent=run.parent or info.parent_execution.workflow_id,
+        state=None,
+    )
+
+
+async def _decode_payloads(codec: PayloadCodec, message: Any) -> None:
+    """Undo a codec in every payload of a message."""
+    if isinstance(message, Payload):
+        (decoded,) = await codec.decode([message])
+        message.CopyFrom(decoded)
+        return
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        if field.message_type.GetOptions().map_entry:
+            if field.message_type.fields_by_name["value"].message_type is not None:
+                for item in value.values():
+                    await _decode_payloads(codec, item)
+        elif field.is_repeated:
+            for item in value:
+                await _decode_payloads(codec, item)
+        else:
+            await _decode_payloads(codec, value)

@@ -1,0 +1,205 @@
+"""Tasks on a queue of ours: from Temporal to the queue, and what they came to back to Temporal. Workers need no Temporal.
+
+    run ─▶ dispatch activity ─send─▶ queue ─▶ worker ─▶ outcome ─▶ relay ─complete by id─▶ run
+                   │                                                │
+                   └── completes later ── heartbeats by the relay ──┘
+
+The rules of this path:
+
+1. The dispatch activity sends one message, whose id names the attempt; an id that the queue holds already is left as it is. Then it says
+   that it will complete later.
+2. Workers never talk to Temporal. The relay takes outcomes from the queue, completes the activity by its id, and acknowledges the outcome
+   only then. An activity that is no longer there makes the outcome void, which is acknowledged, too.
+3. Only the relay sends heartbeats: for what it can still see on the queue, waiting or being worked on.
+4. One owner of each kind of retry: the queue delivers again what a dead worker held, the run orders another attempt after a failure, and
+   Temporal runs the dispatch again when the heartbeats end.
+5. A cancellation reaches the relay as the answer to a heartbeat, and goes on to the queue.
+6. Payloads over the limit travel by reference.
+7. The queue is losable: what it has lost gets no heartbeat, its dispatch fails, and Temporal runs that again.
+8. Waiting for people is a signal's business and never a message's.
+
+Several orchestrator processes may share a queue: any of them may bring back an outcome, and each looks after what it has dispatched.
+When one dies, its heartbeats end and the dispatch runs again elsewhere, where it finds the message on the queue and goes on looking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from temporalio import activity
+from temporalio.api.common.v1 import Payload
+from temporalio.client import AsyncActivityCancelledError, AsyncActivityHandle, Client
+from temporalio.common import RawValue
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from ziggurat.errors import LayerUnreachable, Overloaded, PayloadTooLarge
+from ziggurat.program.failures import describe
+from ziggurat.queues.interface import Queue
+from ziggurat.queues.temporal_hand import failure_of
+from ziggurat.queues.temporal_link import UNREACHABLE
+from ziggurat.records import Message, Outcome, encode, outcome_of
+
+log = logging.getLogger("ziggurat.orchestrator")
+
+#: Outcomes taken at a time, and the seconds between two tries at a queue or a server that does not answer.
+_BATCH, _RETRY = 256, 1.0
+
+
+class Out(Struct):
+    """An attempt that this process has put on the queue."""
+
+    message: str
+    run: str
+    execution: str
+    activity: str
+
+
+class Relay:
+    """Puts attempts on a queue of ours and brings their outcomes back.
+
+    Args:
+        client: the Temporal server.
+        queue: an open queue.
+        period: seconds between two looks after what is on the queue.
+    """
+
+    def __init__(self, client: Client, queue: Queue, period: float) -> None:
+        self._client, self._queue, self._period = client, queue, period
+        self._out: dict[str, Out] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to bring outcomes back."""
+        self._tasks = [asyncio.create_task(loop) for loop in (self._bring_back(), self._look_after())]
+
+    async def stop(self) -> None:
+        """Stop. What is on the queue stays there."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- there ----------------------------------------------------------------------------------------------------
+
+    def activity(self) -> Any:
+        """Return the activity that dispatches."""
+
+        @activity.defn(dynamic=True)
+        async def dispatch(args: Sequence[RawValue]) -> RawValue:
+            return await self._dispatch(msgspec.json.decode(args[0].payload.data, type=Message))
+
+        return dispatch
+
+    async def _dispatch(self, message: Message) -> RawValue:
+        info = activity.info()
+        try:
+            await self._queue.send([message])
+        except PayloadTooLarge as error:
+            told = msgspec.structs.replace(describe(error), retryable=False)
+            raise failure_of(outcome_of(message, "failed", error=told)) from error
+        except (LayerUnreachable, Overloaded) as error:
+            raise ApplicationError(str(error), type=type(error).__name__) from error
+        out = Out(message.id, info.workflow_id or message.run, info.workflow_run_id or "", info.activity_id)
+        self._out[message.id] = out
+        activity.raise_complete_async()
+
+    # -- and back -------------------------------------------------------------------------------------------------
+
+    async def _bring_back(self) -> None:
+        while True:
+            try:
+                outcomes = await self._queue.outcomes(_BATCH, 5.0)
+                if outcomes:
+                    done = await asyncio.gather(*(self._complete(outcome) for outcome in outcomes))
+                    settled = [outcome for outcome, is_done in zip(outcomes, done, strict=True) if is_done]
+                    await self._queue.ack_outcomes(settled)
+                    if len(settled) < len(outcomes):
+                        await asyncio.sleep(_RETRY)
+            except LayerUnreachable as error:
+                log.warning("The queue gives no outcomes now and will be asked again: %s", error)
+                await asyncio.sleep(_RETRY)
+            except Exception:
+                log.exception("Outcomes could not be brought back; trying again.")
+                await asyncio.sleep(_RETRY)
+
+    async def _complete(self, outcome: Outcome) -> bool:
+        """Complete an activity with an outcome; returns False if the server must be asked again."""
+        out = self._out.get(outcome.message)
+        handle = self._handle(out or Out(outcome.message, outcome.run, "", outcome.message.rpartition("~")[2]))
+        try:
+            if outcome.status == "completed":
+                await handle.complete(RawValue(Payload(metadata={"encoding": b"json/plain"}, data=encode(outcome))))
+            else:
+                await handle.fail(failure_of(outcome))
+        except RPCError as error:
+            if error.status in UNREACHABLE:
+                log.warning(
+                    "The Temporal server did not take the outcome of %s and will be asked again: %s", outcome.message, error
+                )
+                return False
+            if error.status != RPCStatusCode.NOT_FOUND:
+                log.error("The Temporal server refuses the outcome of %s: %s", outcome.message, error)
+        self._out.pop(outcome.message, None)
+        return True
+
+    def _handle(self, out: Out) -> AsyncActivityHandle:
+        return self._client.get_async_activity_handle(workflow_id=out.run, run_id=out.execution or None, activity_id=out.activity)
+
+    # -- looking after --------------------------------------------------------------------------------------------
+
+    async def _look_after(self) -> None:
+        while True:
+            await asyncio.sleep(self._period)
+            try:
+                await self._look()
+            except LayerUnreachable as error:
+                log.warning("The queue cannot be looked through now: %s", error)
+            except Exception:
+                log.exception("What is on the queue could not be looked after; trying again.")
+
+    async def _look(self) -> None:
+        out = list(self._out.values())
+        for at in range(0, len(out), _BATCH):
+            part = out[at : at + _BATCH]
+            missing = await self._queue.missing([o.message for o in part])
+            await asyncio.gather(*(self._beat(o, o.message in missing) for o in part))
+
+    async def _beat(self, out: Out, lost: bool) -> None:
+        if out.message not in self._out:
+            return  # It has come back meanwhile.
+        handle = self._handle(out)
+        try:
+            if lost:
+                log.warning("The queue has lost the message %s; it is sent again.", out.message)
+                self._out.pop(out.message, None)
+                await handle.fail(ApplicationError("The queue has lost the message.", type="ziggurat.Lost"))
+            else:
+                await handle.heartbeat()
+        except AsyncActivityCancelledError:
+            self._out.pop(out.message, None)
+            await self._queue.cancel([out.message])
+            try:
+                await handle.report_cancellation()
+            except RPCError:
+                pass  # Its run has ended meanwhile.
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                await self._let_go(out)
+            elif error.status not in UNREACHABLE:
+                log.error("The Temporal server refuses the heartbeat of %s: %s", out.message, error)
+
+    async def _let_go(self, out: Out) -> None:
+        """Forget an attempt that Temporal does not know as running: its run has ended, or it is between two dispatches."""
+        try:
+            found = await self._client.get_workflow_handle(out.run, run_id=out.execution or None).describe()
+            pending = any(a.activity_id == out.activity for a in found.raw_description.pending_activities)
+        except RPCError as error:
+            pending = error.status != RPCStatusCode.NOT_FOUND
+        if not pending:
+            self._out.pop(out.message, None)
+            await self._queue.cancel([out.message])

