@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from ziggurat.orchestrator.temporal.wire import SEARCH_ATTRIBUTES
+
 
 def find_server() -> str | None:
     """Return the path of the Temporal command line, which holds the development server."""
@@ -48,8 +50,8 @@ class TemporalServer:
                 [
                     needed(), "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(self.port),
                     "--db-filename", str(self._folder / "temporal.db"), "--log-level", "error",
-                    # Short timers and transfers are what most of the time of the tests would go to.
-                    "--dynamic-config-value", "history.timerProcessorMaxTimeShift=\"1ms\"",
+                    # Made with the server, they are there at once; added later, after seconds.
+                    *(f"--search-attribute={name}={type_}" for name, type_ in SEARCH_ATTRIBUTES.items()),
                 ],
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip

@@ -60,12 +60,12 @@ class TestTemporal(OrchestratorSuite):
         await self.queue.open()
         self.engine = TemporalOrchestrator(self.link, self.queue, registry, options=self.options)
         await self.engine.open()
-        worker = Worker(self.queue, registry, options=WorkerOptions(poll=0.2, cleanup=1.0))
-        self.working = asyncio.create_task(worker.run())
+        self.worker = Worker(self.queue, registry, options=WorkerOptions(poll=0.2, cleanup=1.0))
+        self.working = asyncio.create_task(self.worker.run())
         return self.engine
 
     async def end(self) -> None:
-        self.working.cancel()
+        self.worker.stop(0.0)
         await asyncio.gather(self.working, return_exceptions=True)
         await self.queue.close()
         await self.engine.close()
