@@ -20,7 +20,6 @@ from ziggurat.orchestrator.interface import Orchestrator  # noqa: E402
 from ziggurat.orchestrator.temporal.engine import TemporalOrchestrator  # noqa: E402
 from ziggurat.orchestrator.temporal.options import TemporalOptions  # noqa: E402
 from ziggurat.program.registry import Registry  # noqa: E402
-from ziggurat.queues.backends.memory import MemoryQueue  # noqa: E402
 from ziggurat.queues.backends.temporal import TemporalQueue  # noqa: E402
 from ziggurat.queues.interface import Queue, QueueOptions  # noqa: E402
 from ziggurat.queues.temporal_link import LinkOptions  # noqa: E402

@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from ziggurat.assembly.secrets import plain
+from ziggurat.assembly.temporal import temporal_link, temporal_options
 from ziggurat.clock import Clock
 from ziggurat.errors import ConfigurationError, MissingExtra
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue, QueueOptions
-from ziggurat.settings import Secret, Settings
+from ziggurat.settings import Settings
 
 QUEUES: Mapping[str, str] = {
     "memory": "ziggurat.queues.backends.memory:MemoryQueue",
@@ -32,6 +34,7 @@ QUEUES: Mapping[str, str] = {
 _QUEUE_PLACE: Mapping[str, Callable[[Settings], list[Any]]] = {
     "memory": lambda settings: [],
     "sqlite": lambda settings: [settings.resolve(settings.queue.path)],
+    "temporal": lambda settings: [temporal_link(settings)],
 }
 #: Queues that only one process can use.
 LOCAL_QUEUES = frozenset({"memory"})
@@ -91,6 +94,18 @@ def build_orchestrator(settings: Settings, queue: Queue, registry: Registry, clo
     """Return the configured orchestrator, not yet open. Raises ConfigurationError, MissingExtra."""
     wanted = settings.orchestrator
     made = load_backend("orchestrator", wanted.backend, ORCHESTRATORS)
+    if wanted.backend == "temporal":
+        return cast(
+            Orchestrator,
+            made(
+                temporal_link(settings),
+                queue,
+                registry,
+                options=temporal_options(settings),
+                clock=clock,
+                drive=drive,
+            ),
+        )
     if wanted.backend != "embedded":
         return cast(Orchestrator, made(settings, queue, registry))
     from ziggurat.orchestrator.embedded.options import EngineOptions
@@ -103,8 +118,3 @@ def build_orchestrator(settings: Settings, queue: Queue, registry: Registry, clo
         sweep_age=wanted.sweep,
     )
     return cast(Orchestrator, made(settings.state_path, queue, registry, options=options, clock=clock, drive=drive))
-
-
-def plain(value: str | Secret | None) -> str:
-    """Return a setting's value, read from its variable if that is where it is. Raises SettingsError."""
-    return value.resolve() if isinstance(value, Secret) else value or ""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import NoReturn, cast
 
-from ziggurat.assembly.backends import load_backend, plain
+from ziggurat.assembly.backends import load_backend
 from ziggurat.assembly.limiting import build_keeper, limits_of
+from ziggurat.assembly.secrets import plain
 from ziggurat.errors import AuthenticationFailed, ConfigurationError, MissingExtra, SettingsError
 from ziggurat.inference.interface import (
     Capabilities,

@@ -167,7 +167,7 @@ def _scalar_keys() -> Iterator[tuple[str, type[Section], str]]:
 
 
 def _built_in(settings: Settings, environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return the sections with the default pool, endpoints and aliases filled in."""
+    """Return the sections with the default queue, pool, endpoints and aliases filled in."""
     inference = settings.inference
     endpoints = {**local_endpoint(), **inference.endpoints}
     routed = {route.partition(":")[0] for model in inference.models.values() for route in model.routes}
@@ -176,7 +176,12 @@ def _built_in(settings: Settings, environ: Mapping[str, str]) -> dict[str, Any]:
             endpoints[name] = EndpointSettings(base_url=base_url, api_key=Secret(variable))
     default = inference.models.get("default") or ModelSettings(routes=[LOCAL_ROUTE])
     aliases = {**dict.fromkeys(BUILT_IN_ALIASES, default), **inference.models}
+    queue = settings.queue
+    if settings.orchestrator.backend == "temporal" and "backend" not in queue.model_fields_set:
+        # Temporal's own task queues are its layer 2, unless another is named.
+        queue = queue.model_copy(update={"backend": "temporal"})
     return {
+        "queue": queue,
         "workers": settings.workers or {"default": WorkerSettings()},
         "inference": inference.model_copy(update={"endpoints": endpoints, "models": aliases}),
     }
@@ -184,6 +189,10 @@ def _built_in(settings: Settings, environ: Mapping[str, str]) -> dict[str, Any]:
 
 def _check_together(settings: Settings, name: str) -> None:
     """Check what one key says of another. Raises SettingsError."""
+    if settings.queue.backend == "temporal" and settings.orchestrator.backend != "temporal":
+        raise SettingsError(
+            f'{name}: queue.backend is "temporal", which only runs on Temporal can fill; set orchestrator.backend to "temporal" too.'
+        )
     for pool, worker in settings.workers.items():
         if worker.min > worker.max:
             raise SettingsError(

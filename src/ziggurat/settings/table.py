@@ -21,6 +21,7 @@ from ziggurat.settings.artifacts import ArtifactSettings, EncryptionSettings
 from ziggurat.settings.gateway import GatewaySettings
 from ziggurat.settings.inference import InferenceSettings
 from ziggurat.settings.server import ClientSettings, ServerSettings
+from ziggurat.settings.temporal import TemporalSettings
 from ziggurat.settings.types import Bytes, OrchestratorBackend, Positive, QueueBackend, Seconds, Section, Url
 from ziggurat.settings.workers import WorkerSettings
 
@@ -52,6 +53,7 @@ class OrchestratorSettings(Section):
         description="How long a task may be out before the queue is asked whether it still has it; what a queue has lost is sent again.",
     )
     retention: Seconds | None = Field(None, description="How long ended runs are kept; without it, until `ziggurat purge`.")
+    temporal: TemporalSettings = TemporalSettings()
     payload_limit: Bytes = Field(
         64 * 1024 * 1024, description="Largest arguments or result, as JSON; larger ones must be files (`Artifact`)."
     )

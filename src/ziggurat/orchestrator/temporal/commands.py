@@ -15,7 +15,7 @@ from temporalio.bridge.proto.workflow_commands.workflow_commands_pb2 import (
     WorkflowCommand,
 )
 
-from ziggurat.orchestrator.embedded.execution import Step
+from ziggurat.orchestrator.embedded.steps import Step
 from ziggurat.orchestrator.temporal.wire import (
     ABOUT_KEY,
     SEARCH_NAMESPACE,
@@ -23,8 +23,9 @@ from ziggurat.orchestrator.temporal.wire import (
     About,
     Origin,
     StepInfo,
-    json_payload,
+    message_payload,
     record_payload,
+    sealed_payload,
     search_payload,
     task_queue,
 )
@@ -106,7 +107,7 @@ def schedule_attempt(seq: int, message: Message, info: StepInfo, place: Placemen
     made.task_queue = (
         task_queue(place.task_queue, lane.queue, lane.region) if place.native else task_queue(place.task_queue, DISPATCH)
     )
-    made.arguments.extend([record_payload(message), record_payload(info)])
+    made.arguments.extend([message_payload(message), record_payload(info)])
     limit = message.timeout + PATIENCE if message.timeout is not None else NO_TIMEOUT
     if not place.native:
         # The time on our queue is part of the activity's there; the relay's heartbeats bound it, and the worker the attempt's own time.
@@ -159,7 +160,7 @@ def start_child(step: Step, run: Run, origin: Origin | None, now: float, place: 
     made.workflow_id = step.child
     made.workflow_type = step.name
     made.task_queue = place.task_queue
-    made.input.extend([json_payload(step.payload), record_payload(origin)])
+    made.input.extend([sealed_payload(step.payload, step.child), record_payload(origin)])
     cancels = options.on_parent_end == "cancel"
     made.parent_close_policy = (
         ParentClosePolicy.PARENT_CLOSE_POLICY_REQUEST_CANCEL if cancels else ParentClosePolicy.PARENT_CLOSE_POLICY_ABANDON

@@ -5,7 +5,8 @@ from __future__ import annotations
 from msgspec import Raw
 from temporalio.bridge.proto.workflow_commands.workflow_commands_pb2 import WorkflowCommand
 
-from ziggurat.orchestrator.embedded.execution import Execution, Finished
+from ziggurat.orchestrator.embedded.execution import Execution
+from ziggurat.orchestrator.embedded.steps import Finished
 from ziggurat.orchestrator.temporal.commands import Placement, search_attributes
 from ziggurat.orchestrator.temporal.verdict import run_failure
 from ziggurat.orchestrator.temporal.wire import (
@@ -16,6 +17,7 @@ from ziggurat.orchestrator.temporal.wire import (
     Origin,
     json_payload,
     record_payload,
+    sealed_payload,
 )
 from ziggurat.records import ErrorInfo, Event, Run, encode
 
@@ -25,7 +27,7 @@ def end_commands(finished: Finished, run: Run, program: Execution, seq: int, pla
     command = WorkflowCommand()
     usage = {USAGE_METADATA: encode(run.usage)} if run.usage.calls else {}
     if finished.status == "completed":
-        result = json_payload(finished.result or Raw(b"null"), **usage)
+        result = sealed_payload(finished.result or Raw(b"null"), run.id, **usage)
         command.complete_workflow_execution.result.CopyFrom(result)
     elif finished.status == "failed":
         error = finished.error or ErrorInfo(type="Exception", message="The run failed.")
@@ -62,7 +64,7 @@ def _continue(command: WorkflowCommand, finished: Finished, run: Run, program: E
     origin = Origin(about=about, carried=run.usage, base=base, events=events, state=program.state)
     made.workflow_type = run.workflow
     made.task_queue = place.task_queue
-    made.arguments.extend([json_payload(finished.result or Raw(b"{}")), record_payload(origin)])
+    made.arguments.extend([sealed_payload(finished.result or Raw(b"{}"), run.id), record_payload(origin)])
     made.memo[ABOUT_KEY].CopyFrom(record_payload(about))
     if program.state is not None:
         made.memo[STATE_KEY].CopyFrom(json_payload(program.state))

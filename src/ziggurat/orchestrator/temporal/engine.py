@@ -19,10 +19,10 @@ import msgspec
 from msgspec import Raw
 from temporalio.client import Client, WorkflowHandle
 from temporalio.common import RawValue, WorkflowIDReusePolicy
-from temporalio.converter import PayloadCodec
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from ziggurat.artifacts import INLINE, Payloads
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import Conflict, InvalidData, LayerUnreachable, UnknownName
 from ziggurat.orchestrator.embedded import guard
@@ -31,17 +31,19 @@ from ziggurat.orchestrator.embedded.resident import step_views
 from ziggurat.orchestrator.embedded.watching import Watchers
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
 from ziggurat.orchestrator.temporal import wire
+from ziggurat.orchestrator.temporal.carriage import Carriage
 from ziggurat.orchestrator.temporal.commands import Placement
 from ziggurat.orchestrator.temporal.following import Follower
 from ziggurat.orchestrator.temporal.hosting import Hosting
 from ziggurat.orchestrator.temporal.listing import Listing
-from ziggurat.orchestrator.temporal.machine import Surroundings, new_run_record
 from ziggurat.orchestrator.temporal.namespace import make_searchable
 from ziggurat.orchestrator.temporal.opening import begin
 from ziggurat.orchestrator.temporal.options import TemporalOptions
+from ziggurat.orchestrator.temporal.program import Surroundings
 from ziggurat.orchestrator.temporal.reading import Reader
 from ziggurat.orchestrator.temporal.relay import Relay
 from ziggurat.orchestrator.temporal.surgery import Surgery
+from ziggurat.orchestrator.temporal.telling import new_run_record
 from ziggurat.orchestrator.temporal.views import look_at_steps, with_live_status
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue
@@ -62,7 +64,7 @@ class TemporalOrchestrator(Orchestrator):
         options: limits.
         clock: the time.
         drive: False opens control only: runs are changed, and driven by other processes.
-        codec: what payloads go through on their way to the server and back, such as the store of large ones.
+        payloads: the seam through which payloads pass; everything stays inline where there is none.
     """
 
     def __init__(
@@ -74,12 +76,12 @@ class TemporalOrchestrator(Orchestrator):
         options: TemporalOptions | None = None,
         clock: Clock | None = None,
         drive: bool = True,
-        codec: PayloadCodec | None = None,
+        payloads: Payloads = INLINE,
     ) -> None:
         self.link, self.queue, self.registry = link, queue, registry
         self.options = options or TemporalOptions()
         self.clock = clock or SystemClock()
-        self._drive, self._codec = drive, codec
+        self._drive, self.payloads = drive, payloads
         self.capabilities = Capabilities(limits=queue.capabilities.limits, immediate_list=False, discard=False)
         self._watchers = Watchers()
         self._hosting: Hosting | None = None
@@ -93,7 +95,7 @@ class TemporalOrchestrator(Orchestrator):
     async def open(self) -> None:
         """Connect, and drive runs if this process is to. Raises LayerUnreachable."""
         self._loop = asyncio.get_running_loop()
-        client = self._client = await connect(self.link, self._codec)
+        client = self._client = await connect(self.link, Carriage(self.payloads))
         self.searchable = await make_searchable(client, self.link)
         self._reader = Reader(client, self.link)
         self._listing = Listing(client, self.link, self._reader, searchable=self.searchable)
@@ -105,13 +107,14 @@ class TemporalOrchestrator(Orchestrator):
             searchable=self.searchable,
         )
         self._place = place
-        self._surgery = Surgery(client, self.link, self._reader, self.registry, place, self.clock)
+        self._surgery = Surgery(client, self.link, self._reader, self.registry, place, self.clock, self.payloads)
         if not self._drive:
             return
         guard.install()
         surroundings = Surroundings(
             registry=self.registry,
             place=place,
+            payloads=self.payloads,
             history_suggest=self.options.history_suggest,
             history_limit=self.options.history_limit,
             show=self._show,
@@ -170,7 +173,7 @@ class TemporalOrchestrator(Orchestrator):
     async def start(self, request: StartRequest) -> Run:
         try:
             workflow = self.registry.workflow(request.workflow, request.entry)
-            workflow.arguments.decode(request.payload)
+            workflow.arguments.decode(await self.payloads.open(request.payload, request.id))
         except InvalidData:
             existing = await self._existing(request)
             if existing is not None:

@@ -15,8 +15,8 @@ from temporalio.worker import Worker
 
 from ziggurat.errors import LayerUnreachable
 from ziggurat.orchestrator.temporal.commands import DISPATCH
-from ziggurat.orchestrator.temporal.machine import Surroundings
 from ziggurat.orchestrator.temporal.options import TemporalOptions
+from ziggurat.orchestrator.temporal.program import Surroundings
 from ziggurat.orchestrator.temporal.relay import Relay
 from ziggurat.orchestrator.temporal.runner import AnyWorkflow, MachineRunner
 from ziggurat.orchestrator.temporal.wire import task_queue

@@ -1,7 +1,8 @@
 """Lists of runs, from Temporal's visibility store, and the deletion of ended ones.
 
 Visibility is a little late: a run shows there some moments after it changed. It knows executions, of which a run that was retried
-has several; only the newest counts. It does not sort by start on every store, so what is asked for is narrowed by time until one fetch holds it.
+has several; only the newest counts. It does not sort by start on every store, so what is asked for is narrowed by time until one
+fetch holds it.
 """
 
 from __future__ import annotations

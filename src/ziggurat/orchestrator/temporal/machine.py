@@ -15,11 +15,11 @@ spent budget follows from the history, so the machine holds the run until the si
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 from msgspec.structs import replace
 from temporalio.bridge.proto.activity_result.activity_result_pb2 import ActivityResolution
 from temporalio.bridge.proto.child_workflow.child_workflow_pb2 import ChildWorkflowResult
@@ -33,13 +33,14 @@ from temporalio.bridge.proto.workflow_activation.workflow_activation_pb2 import 
 from temporalio.bridge.proto.workflow_commands.workflow_commands_pb2 import WorkflowCommand
 from temporalio.bridge.proto.workflow_completion.workflow_completion_pb2 import WorkflowActivationCompletion
 
+from ziggurat.artifacts import is_sealed
 from ziggurat.errors import ZigguratError
-from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Execution, Mismatch, Step
+from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Mismatch
 from ziggurat.orchestrator.embedded.guard import forbidden_names
 from ziggurat.orchestrator.embedded.resident import open_view
+from ziggurat.orchestrator.embedded.steps import Step
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.orchestrator.temporal.commands import (
-    Placement,
     attempt_message,
     keep_memo,
     keep_searchable,
@@ -49,57 +50,13 @@ from ziggurat.orchestrator.temporal.commands import (
     step_info,
 )
 from ziggurat.orchestrator.temporal.endings import end_commands
-from ziggurat.orchestrator.temporal.verdict import completed_outcome, failed_outcome, judge, run_error, usage_of
+from ziggurat.orchestrator.temporal.program import Parked, Program, Surroundings
+from ziggurat.orchestrator.temporal.telling import attempt_fields, child_fields, limit_text, new_run_record, spent_text
+from ziggurat.orchestrator.temporal.verdict import completed_outcome, failed_outcome, judge
 from ziggurat.orchestrator.temporal.wire import Held, Origin
-from ziggurat.program.context import RunInfo
-from ziggurat.program.registry import Registry
-from ziggurat.records import ErrorInfo, Event, Message, Run, StepView, Usage
-from ziggurat.units import human_dollars
+from ziggurat.records import ErrorInfo, Event, Message, Run, StepView
 
 log = logging.getLogger("ziggurat.orchestrator")
-
-
-class Surroundings(Struct, frozen=True, kw_only=True):
-    """What machines share in a process."""
-
-    registry: Registry
-    place: Placement
-    #: Our events after which `continue_as_new` is suggested, beside Temporal's own suggestion, and after which a run is parked.
-    history_suggest: int
-    history_limit: int
-    #: Shows what a live program emitted: (run, kind, JSON). Called from any thread.
-    show: Callable[[str, str, bytes], None]
-
-
-class Parked(Exception):
-    """The run cannot go on with the program as it is. The text says why."""
-
-
-class Program(Execution):
-    """A program on Temporal: what differs from the embedded engine is how a patch is remembered, and what a long history is."""
-
-    #: Temporal's advice.
-    continue_suggested = False
-
-    def info(self) -> RunInfo:
-        found = super().info()
-        suggested = found.continue_as_new_suggested or self.continue_suggested
-        return replace(found, continue_as_new_suggested=suggested)
-
-    def patched(self, patch: str) -> bool:
-        decided = self._decided.get(patch)
-        if decided is None:
-            # A marker in the history comes before the activation in which it was made; a replay without one took the old branch.
-            decided = patch in self._known_patches or not self.replaying
-            self._decided[patch] = decided
-            if decided and patch not in self._known_patches:
-                self._known_patches.add(patch)
-                self.new_patches.append(patch)
-        return decided
-
-    def learn_patch(self, patch: str) -> None:
-        """Take in a patch that the history has recorded."""
-        self._known_patches.add(patch)
 
 
 class Machine:
@@ -228,6 +185,7 @@ class Machine:
             patches=[*self._early_patches, *(e.name for e in kept if e.kind == "patched")],
             suggest_at=self._around.history_suggest,
             show=lambda kind, data: show(run_id, kind, data),
+            payloads=self._around.payloads,
         )
         if not kept:
             self._program.replaying = replaying
@@ -289,8 +247,8 @@ class Machine:
     def _apply(self, event: Event, program: Program) -> None:
         try:
             program.apply(event)
-        except Mismatch as mismatch:
-            raise Parked(str(mismatch)) from mismatch
+        except (Mismatch, ZigguratError) as error:
+            raise Parked(str(error)) from error
 
     def _signal(self, job: SignalWorkflow) -> None:
         value = wire.raw_of(wire.nth(job.input, 0))
@@ -373,6 +331,12 @@ class Machine:
         if step is None or (result.HasField("cancelled") and seq in self._cancelled_children):
             return  # Our own cancellation, or one whose start was refused.
         usage, fields = child_fields(step.child, result)
+        found = fields.get("result")
+        if found is not None and is_sealed(found):
+            try:
+                fields["result"] = Raw(self._around.payloads.rebind(found, step.child, self.run.id))
+            except ZigguratError as error:
+                raise Parked(str(error)) from error
         self._record(step=seq, step_kind="child", name=step.name, usage=usage if usage.calls else None, **fields)
 
     # -- what the program asks for --------------------------------------------------------------------------------
@@ -514,82 +478,6 @@ class Machine:
         command.update_response.rejected.message = "A Ziggurat run takes signals, not updates; send a signal."
         command.update_response.rejected.application_failure_info.type = "Unsupported"
         self._commands.append(command)
-
-
-def new_run_record(run_id: str, workflow: str, payload: Raw, origin: Origin, now: float) -> Run:
-    """Return the record of a run as it begins."""
-    about = origin.about
-    return Run(
-        id=run_id,
-        workflow=workflow,
-        status="running",
-        payload=payload,
-        namespace=about.namespace,
-        entry=about.entry,
-        tags=about.tags,
-        priority=about.priority,
-        budget_usd=about.budget_usd,
-        usage=origin.carried,
-        carried=origin.carried,
-        created_at=about.created_at or now,
-        started_at=now,
-        generation=about.generation,
-        epoch=about.epoch,
-        parent=about.parent,
-        parent_step=about.parent_step,
-        forked_from=about.forked_from,
-        seed=about.seed,
-        state=origin.state,
-    )
-
-
-def attempt_fields(info: wire.StepInfo, message: Message, outcome: Any) -> dict[str, Any]:
-    """Return what the event of an ended attempt says of it."""
-    return {
-        "step": info.step,
-        "step_kind": "task",
-        "name": message.task,
-        "attempt": message.attempt,
-        "requested": info.requested,
-        "requested_at": info.requested_at,
-        "sent_at": outcome.sent_at or message.sent_at,
-        "started_at": outcome.started_at,
-        "ended_at": outcome.ended_at,
-        "error": outcome.error,
-        "usage": usage_of(outcome.calls),
-        "calls": outcome.calls,
-        "worker": outcome.worker,
-    }
-
-
-def child_fields(child: str, result: Any) -> tuple[Usage, dict[str, Any]]:
-    """Return what a child run consumed, and what its parent's event says of its end; `result` has completed, failed or cancelled set."""
-    if result.HasField("completed"):
-        payload = result.completed.result
-        return wire.usage_in(payload), {"kind": "step_completed", "result": wire.raw_of(payload), "detail": child}
-    if result.HasField("cancelled"):
-        return Usage(), {"kind": "step_failed", "detail": "cancelled"}
-    error, usage = run_error(result.failed.failure)
-    cause = result.failed.failure.cause
-    if cause.HasField("terminated_failure_info") or cause.HasField("canceled_failure_info"):
-        return usage, {"kind": "step_failed", "detail": "cancelled"}
-    return usage, {"kind": "step_failed", "error": error, "detail": "failed"}
-
-
-def spent_text(run: Run) -> str:
-    """Return the sentence about a spent budget."""
-    return (
-        f"The run has spent {human_dollars(run.usage.cost_usd)} of its budget of {human_dollars(run.budget_usd or 0.0)}. "
-        f"Resume it with a larger one: ziggurat resume {run.id} --budget '$...'"
-    )
-
-
-def limit_text(length: int, limit: int) -> str:
-    """Return the sentence about a history that is too long."""
-    return (
-        f"The history has {length:,} events, over the limit of {limit:,}. "
-        "Let the workflow call continue_as_new() before, or raise [orchestrator] history_limit and resume the run."
-    )
 
 
 def _fail(completion: WorkflowActivationCompletion, message: str, type_: str) -> None:

@@ -38,8 +38,7 @@ async def begin(
 ) -> None:
     """Start an execution. Raises WorkflowAlreadyStartedError, PayloadTooLarge, LayerUnreachable."""
     arguments = [wire.json_payload(payload), wire.record_payload(origin)]
-    if client.data_converter.payload_codec is None:
-        check_size(arguments, f"The input of the run {run}")
+    check_size(arguments, f"The input of the run {run}")
     about = origin.about
     memo: dict[str, Any] = {wire.ABOUT_KEY: RawValue(wire.record_payload(about))}
     if origin.state is not None:

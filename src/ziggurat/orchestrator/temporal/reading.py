@@ -19,8 +19,9 @@ from temporalio.converter import PayloadCodec
 from temporalio.service import RPCError, RPCStatusCode
 
 from ziggurat.errors import UnknownName
+from ziggurat.orchestrator.embedded.execution import Mismatch, contradiction
 from ziggurat.orchestrator.temporal import wire
-from ziggurat.orchestrator.temporal.machine import new_run_record
+from ziggurat.orchestrator.temporal.telling import new_run_record
 from ziggurat.orchestrator.temporal.translate import Translator
 from ziggurat.orchestrator.temporal.verdict import run_error
 from ziggurat.orchestrator.temporal.wire import About, Held
@@ -105,17 +106,15 @@ class Reading:
         if failure.application_failure_info.type == wire.PARKED:
             text = failure.message
             return self._worded(text) if text.startswith(("the history records", "at step")) else text
-        return self._worded(_contradiction(failure.message, self._recorded))
+        return self._worded(_asked_instead(failure.message, self._recorded))
 
     def _worded(self, mismatch: str) -> str:
         name = self.description.workflow_execution_info.type.name
-        return (
-            f"The code of {name!r} no longer fits this run's history: {mismatch}. "
-            "Bring the old code back and put the change behind patched(), or fork the run before that step."
-        )
+        run = new_run_record("", name, Raw(b"{}"), wire.Origin(), 0.0)
+        return contradiction(run, Mismatch(mismatch))
 
 
-def _contradiction(message: str, recorded: dict[int, tuple[int, str, str]]) -> str:
+def _asked_instead(message: str, recorded: dict[int, tuple[int, str, str]]) -> str:
     """Return what the SDK says of a contradiction in our words: the recorded step, and what the program asked for instead."""
     found = re.search(r"type of scheduled event '([^']*)' does not match \w+ type of \w+(?: \w+)* command '([^']*)'", message)
     if found is not None:

@@ -23,7 +23,8 @@ from temporalio.converter import (
 )
 from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 
-from ziggurat.orchestrator.temporal.machine import Machine, Surroundings
+from ziggurat.orchestrator.temporal.machine import Machine
+from ziggurat.orchestrator.temporal.program import Surroundings
 
 
 @workflow.defn(dynamic=True, sandboxed=False)

@@ -16,6 +16,7 @@ from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
+from ziggurat.artifacts import Payloads, is_sealed
 from ziggurat.clock import Clock
 from ziggurat.errors import Conflict, UnknownName
 from ziggurat.orchestrator.embedded.newborn import new_id
@@ -34,8 +35,16 @@ class Surgery:
     """Changes the course of runs that stopped."""
 
     def __init__(
-        self, client: Client, link: LinkOptions, reader: Reader, registry: Registry, place: Placement, clock: Clock
+        self,
+        client: Client,
+        link: LinkOptions,
+        reader: Reader,
+        registry: Registry,
+        place: Placement,
+        clock: Clock,
+        payloads: Payloads,
     ) -> None:
+        self._payloads = payloads
         self._client, self._link, self._reader = client, link, reader
         self._registry, self._place, self._clock = registry, place, clock
 
@@ -85,11 +94,14 @@ class Surgery:
         reading.translator.flush()
         events = reading.translator.events
         workflow = self._registry.workflow(run.workflow, run.entry)
-        kept = fork_events(events, step, asked_at(workflow, run, events, step))
-        if payload is not None:
-            workflow.arguments.decode(payload)
+        kept = fork_events(events, step, asked_at(workflow, run, events, step, self._payloads))
         now = self._clock.time()
         forked = id_ or new_id(run.workflow, now)
+        if payload is not None:
+            workflow.arguments.decode(await self._payloads.open(payload, forked))
+        kept = [
+            replace(e, result=self._rebound(e.result, run.id, forked), input=self._rebound(e.input, run.id, forked)) for e in kept
+        ]
         before = reading.translator.origin
         at = max(now, kept[-1].at if kept else 0.0)
         top = max(_top(kept, before.base), before.base)
@@ -106,8 +118,12 @@ class Surgery:
             seed=run.seed or run.id,
         )
         origin = Origin(about=about, base=before.base, events=[*kept, note])
-        await self._begin(forked, run, payload or run.payload, origin, WorkflowIDReusePolicy.REJECT_DUPLICATE)
+        shared = self._rebound(run.payload, run.id, forked) or run.payload
+        await self._begin(forked, run, payload or shared, origin, WorkflowIDReusePolicy.REJECT_DUPLICATE)
         return await self._reader.run(forked)
+
+    def _rebound(self, data: Raw | None, run: str, to: str) -> Raw | None:
+        return Raw(self._payloads.rebind(data, run, to)) if data is not None and is_sealed(data) else data
 
     async def _begin(self, id_: str, run: Run, payload: Raw, origin: Origin, reuse: WorkflowIDReusePolicy) -> None:
         try:

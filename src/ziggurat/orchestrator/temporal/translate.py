@@ -16,7 +16,7 @@ from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 
 from ziggurat.orchestrator.temporal import wire
-from ziggurat.orchestrator.temporal.machine import attempt_fields, child_fields
+from ziggurat.orchestrator.temporal.telling import attempt_fields, child_fields
 from ziggurat.orchestrator.temporal.verdict import completed_outcome, failed_outcome, judge, run_error
 from ziggurat.orchestrator.temporal.wire import Held, Origin, StepInfo
 from ziggurat.records import ErrorInfo, Event, Message

@@ -1,9 +1,9 @@
 """What crosses Temporal: the arguments of workflows and activities, the names of signals and queries, and JSON payloads.
 
 A Temporal workflow has the name of ours as its type and two arguments: the run's arguments as plain JSON, and an `Origin`. An activity
-has the task's name as its type and two arguments: the `Message` that a worker runs, and a `StepInfo` from which a history can be read without
-the program. What an attempt came to is an `Outcome`, the result of the activity or the detail of its failure. So a history in Temporal's own
-Web UI reads like the program, and any Temporal client can start, signal and query a run.
+has the task's name as its type and two arguments: the `Message` that a worker runs, and a `StepInfo` from which a history can be read
+without the program. What an attempt came to is an `Outcome`, the result of the activity or the detail of its failure. So a history in
+Temporal's own Web UI reads like the program, and any Temporal client can start, signal and query a run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Raw, Struct
 from temporalio.api.common.v1 import Payload, Payloads
 
-from ziggurat.records import PRIORITY_NORMAL, Event, MaybeRaw, Usage
+from ziggurat.records import PRIORITY_NORMAL, Event, MaybeRaw, Message, Usage
 
 T = TypeVar("T")
 
@@ -105,27 +105,39 @@ class Resume(Struct, frozen=True, omit_defaults=True):
     budget_usd: float | None = None
 
 
-_JSON = b"json/plain"
+JSON_ENCODING = b"json/plain"
+#: Metadata that the codec heeds and takes off: the run for which a payload is to be sealed, and that it is a message whose payload is.
+SEAL_MARK, MESSAGE_MARK = "ziggurat-seal", "ziggurat-message"
 
 
 def json_payload(data: bytes | Raw, **metadata: bytes) -> Payload:
     """Return JSON as a payload that every Temporal client reads."""
-    return Payload(metadata={"encoding": _JSON, **metadata}, data=bytes(data))
+    return Payload(metadata={"encoding": JSON_ENCODING, **metadata}, data=bytes(data))
 
 
 def record_payload(record: Any) -> Payload:
     """Return a record as a payload."""
-    return Payload(metadata={"encoding": _JSON}, data=msgspec.json.encode(record))
+    return Payload(metadata={"encoding": JSON_ENCODING}, data=msgspec.json.encode(record))
+
+
+def sealed_payload(data: bytes | Raw, run: str, **metadata: bytes) -> Payload:
+    """Return JSON as a payload that is sealed for a run on its way."""
+    return json_payload(data, **{SEAL_MARK: run.encode()}, **metadata)
+
+
+def message_payload(message: Message) -> Payload:
+    """Return a message as a payload; its arguments are sealed on its way."""
+    return Payload(metadata={"encoding": JSON_ENCODING, MESSAGE_MARK: b"1"}, data=msgspec.json.encode(message))
 
 
 def search_payload(value: Any, type_: str) -> Payload:
     """Return the value of a search attribute."""
-    return Payload(metadata={"encoding": _JSON, "type": type_.encode()}, data=msgspec.json.encode(value))
+    return Payload(metadata={"encoding": JSON_ENCODING, "type": type_.encode()}, data=msgspec.json.encode(value))
 
 
 def raw_of(payload: Payload | None) -> Raw:
     """Return a payload's JSON; null for none and for what another client wrote in another encoding."""
-    if payload is None or payload.metadata.get("encoding", b"") != _JSON or not payload.data:
+    if payload is None or payload.metadata.get("encoding", b"") != JSON_ENCODING or not payload.data:
         return Raw(b"null")
     return Raw(payload.data)
 

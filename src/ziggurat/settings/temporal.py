@@ -1,0 +1,28 @@
+"""The settings of a Temporal server, beside its address in [orchestrator] url."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ziggurat.settings.types import SecretValue, Section
+
+
+class TemporalSettings(Section):
+    """How the Temporal server is reached and used."""
+
+    namespace: str = Field(
+        "default", description="The namespace that the runs are in; on Temporal Cloud it holds the account's name too."
+    )
+    task_queue: str = Field(
+        "ziggurat",
+        description="The task queue of the workflows. Those of the tasks begin with it: `ziggurat-cpu` for the queue `cpu`.",
+        pattern=r"^[A-Za-z0-9_.-]+$",
+    )
+    api_key: SecretValue | None = Field(
+        None, description="The API key, as Temporal Cloud gives it. The connection is then encrypted."
+    )
+    tls: bool = Field(False, description="Encrypt the connection; implied by an API key or a certificate.")
+    server_ca: str | None = Field(None, description="PEM file of the authority that the server's certificate is checked against.")
+    client_certificate: str | None = Field(None, description="PEM file of the client's certificate, for mutual TLS.")
+    client_key: str | None = Field(None, description="PEM file of the client's private key.")
+    server_name: str = Field("", description="The name that the server's certificate must bear, where it is not the address.")
