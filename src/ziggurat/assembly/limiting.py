@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-from ziggurat.assembly.backends import load_backend, plain
+from ziggurat.assembly.backends import load_backend
+from ziggurat.assembly.secrets import plain
 from ziggurat.clock import Clock
 from ziggurat.inference.interface import Limits
 from ziggurat.inference.limits.interface import LimitStore
