@@ -425,3 +425,20 @@ async def test_metrics_are_what_prometheus_reads(tmp_path: Path) -> None:
     assert counted[("path", "/v1/chat/completions"), ("status", "200")] >= 1
     assert counted[("path", "other"), ("status", "404")] >= 1
     assert "ziggurat_model_calls" in families
+
+
+async def test_a_key_that_calls_too_often_waits_a_little_and_is_then_told_to_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.db"
+    # Six a minute and at most one at once, by the burst of ten seconds.
+    slow = create_key(path, Caller(name="slow", requests_per_minute=6), 1.0)
+    free = create_key(path, Caller(name="free"), 1.0)
+    body = {"model": "m", "messages": HELLO}
+    async with world(tmp_path, patience=0.1) as w:
+        first, _, _ = await w.post("/chat/completions", body, **bearer(slow))
+        second, told, headers = await w.post("/chat/completions", body, **bearer(slow))
+        streamed, _, _ = await w.post("/chat/completions", {**body, "stream": True}, **bearer(slow))
+        other, _, _ = await w.post("/chat/completions", body, **bearer(free))
+    assert (first, second, streamed, other) == (200, 429, 429, 200)
+    assert (told["error"]["code"], headers["Retry-After"]) == ("rate_limit_exceeded", "1")
+    assert w.upstream.requests == 2
+    assert {row.group[0]: row.calls for row in w.bill("key")} == {"slow": 1, "free": 1}

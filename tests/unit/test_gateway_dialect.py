@@ -210,7 +210,7 @@ def test_a_stream_of_tool_calls_without_usage() -> None:
         (AuthenticationFailed("x"), 502, "upstream_authentication_failed", False),
         (EndpointFailed("x"), 502, "upstream_failed", False),
         (EndpointUnreachable("x"), 503, "upstream_unreachable", False),
-        (Overloaded("x"), 503, "overloaded", True),
+        (Overloaded("x"), 429, "rate_limit_exceeded", None),
         (MissingExtra("x", "local"), 500, "misconfigured", False),
         (ZigguratError("x"), 500, "internal_error", False),
     ],

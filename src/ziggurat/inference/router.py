@@ -24,7 +24,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from ziggurat.clock import Clock, SystemClock
-from ziggurat.errors import ConfigurationError, EndpointFailed, EndpointUnreachable, InferenceError
+from ziggurat.errors import ConfigurationError, EndpointFailed, EndpointUnreachable, InferenceError, Overloaded
 from ziggurat.inference import telling
 from ziggurat.inference.calls import Call
 from ziggurat.inference.interface import Endpoint, Limits, ModelConfig
@@ -41,6 +41,7 @@ from ziggurat.program.context import current_attempt
 from ziggurat.program.llm import ModelCaller
 from ziggurat.records import CallRecord, ChatMessage, Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt, Usage
 from ziggurat.telemetry.catalogue import GATE_SECONDS
+from ziggurat.units import human_seconds
 
 #: Receives the record of every attempt, failed ones included, in whatever thread made the call; must be quick and must not raise.
 Recorder = Callable[[CallRecord], None]
@@ -259,7 +260,14 @@ class Router(ModelCaller):
         )
         if gate.counts_tokens(demand):
             demand = replace(demand, tokens=float(self.tokens.likely(shaped, route.upstream)))
-        ticket = await gate.enter(demand)
+        try:
+            async with asyncio.timeout(caller.patience):
+                ticket = await gate.enter(demand)
+        except TimeoutError:
+            raise Overloaded(
+                f"The limits that the call is under had no room for it within {human_seconds(caller.patience or 0.0)}: those of the "
+                f"endpoint {route.lane.endpoint.name!r}, its model, the tenant or the key. Send it again later, or raise them."
+            ) from None
         GATE_SECONDS.labels(route.lane.endpoint.name).observe(self.clock.monotonic() - began)
         return ticket
 

@@ -39,6 +39,9 @@ class GatewayKeySettings(Section):
     period: Period = Field("day", description="What the budget is for: each day (UTC), or all time.")
     requests_per_minute: Positive | None = Field(None, description="Calls that it may start in a minute.")
     tokens_per_minute: Positive | None = Field(None, description="Input and output tokens in a minute.")
+    priority: Annotated[int, Field(ge=1, le=5)] = Field(
+        3, description="Whose calls go first where limits make calls wait: 1 before 5."
+    )
     namespace: str = Field("", description="The tenant that its calls belong to; when empty, the request may name one.")
 
 
@@ -53,5 +56,6 @@ class GatewaySettings(Section):
     read_timeout: Seconds = Field(
         60.0, description="How long a client may take to send a request, or to read a piece of an answer."
     )
+    patience: Seconds = Field(10.0, description="How long a request may wait for limits before it is answered 429.")
     max_in_flight: Positive = Field(2_000, description="Requests under way at a time; more are answered 503.")
     keys: dict[str, GatewayKeySettings] = Field({}, description="Virtual keys, by name, beside those that the command makes.")

@@ -31,6 +31,9 @@ def create(
     period: Annotated[str, typer.Option(metavar="PERIOD", help="What the budget is for: day or total.")] = "day",
     rpm: Annotated[int | None, typer.Option(min=1, help="Calls that it may start in a minute.")] = None,
     tpm: Annotated[int | None, typer.Option(min=1, help="Input and output tokens in a minute.")] = None,
+    priority: Annotated[
+        int, typer.Option(min=1, max=5, help="Whose calls go first where limits make calls wait: 1 before 5.")
+    ] = 3,
     namespace: Annotated[str, typer.Option(help="The tenant that its calls belong to; else the request may name one.")] = "",
     config: Config = None,
     as_json: AsJson = False,
@@ -59,6 +62,7 @@ def create(
         period=period,
         requests_per_minute=rpm,
         tokens_per_minute=tpm,
+        priority=priority,
         namespace=namespace,
     )
     key = create_key(settings.resolve(settings.gateway.path), caller, time.time())

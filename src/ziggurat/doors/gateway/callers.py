@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from ziggurat.doors.gateway.refusals import Refusal
+from ziggurat.inference.interface import Limits
+from ziggurat.inference.limits import caller as limits
+from ziggurat.records import Allowance
 
 PREFIX = "zgk-"
 
@@ -28,6 +31,8 @@ class Caller(Struct, frozen=True, kw_only=True):
     period: str = "day"
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    #: 1 goes before 5 where limits make calls wait.
+    priority: int = 3
     #: The tenant that its calls belong to; "": the request may name one.
     namespace: str = ""
 
@@ -37,6 +42,24 @@ class Caller(Struct, frozen=True, kw_only=True):
             known = ", ".join(sorted(self.models))
             text = f"The key {self.name!r} may not call the model {model!r}; it may call: {known}."
             raise Refusal(403, text, type="permission_error", code="model_not_allowed", param="model", again=False)
+
+    def spends_as(self, patience: float, spent: Mapping[tuple[str, str], float], day: str) -> limits.Caller:
+        """Return what its calls may use and spend.
+
+        Args:
+            patience: seconds that a call may wait for limits.
+            spent: what keys are known to have spent, by name and UTC day.
+            day: the present UTC day.
+        """
+        own = Limits(requests_per_minute=self.requests_per_minute, tokens_per_minute=self.tokens_per_minute)
+        budgets: tuple[Allowance, ...] = ()
+        if self.budget is not None:
+            if self.period == "day":
+                known, since = spent.get((self.name, day), 0.0), day
+            else:
+                known, since = sum(usd for (name, _), usd in spent.items() if name == self.name), "total"
+            budgets = (Allowance(f"key:{self.name}:{since}", self.budget, known),)
+        return limits.Caller(priority=self.priority, key=self.name, limits=own, budgets=budgets, patience=patience)
 
 
 #: Who calls where no keys exist.

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from ziggurat.doors.gateway.refusals import Refusal
 from ziggurat.inference.ledger import NOBODY, Attribution, attributing
+from ziggurat.inference.limits.caller import ANYONE, calling
 from ziggurat.records import CallRecord
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Exchange:
         self.caller: Caller | None = None
         #: On whose behalf the request is made.
         self.by = NOBODY
+        #: What the caller may use and spend.
+        self.spends = ANYONE
         #: The alias that was asked for, for metrics.
         self.model = ""
         self.response: web.StreamResponse | None = None
@@ -99,8 +102,8 @@ class Exchange:
 
     @contextlib.contextmanager
     def accounting(self) -> Iterator[None]:
-        """Put the model calls of this block to the account of whoever makes the request."""
-        with attributing(self.by):
+        """Put the model calls of this block to the account of whoever makes the request, under their limits and budgets."""
+        with attributing(self.by), calling(self.spends):
             yield
 
     # -- out ---------------------------------------------------------------------------------------------------------

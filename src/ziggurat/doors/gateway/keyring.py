@@ -110,6 +110,7 @@ def caller_of(name: str, wanted: GatewayKeySettings) -> Caller:
         period=wanted.period,
         requests_per_minute=wanted.requests_per_minute,
         tokens_per_minute=wanted.tokens_per_minute,
+        priority=wanted.priority,
         namespace=wanted.namespace,
     )
 

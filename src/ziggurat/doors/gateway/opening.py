@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ from contextlib import asynccontextmanager
 from ziggurat.assembly import build_models, recorder
 from ziggurat.doors.gateway.keyring import Keyring
 from ziggurat.doors.gateway.server import Gateway
-from ziggurat.inference.ledger import Ledger, current_attribution
+from ziggurat.inference.ledger import Ledger, costs, current_attribution
 from ziggurat.inference.router import Router
 from ziggurat.records import CallRecord
 from ziggurat.settings import Settings
@@ -36,7 +37,9 @@ async def open_gateway(settings: Settings) -> AsyncIterator[tuple[Gateway, Route
 
         models = build_models(settings, ledger=record)
         stack.push_async_callback(models.close)
-        gateway = Gateway(models, settings.gateway, keys=keyring, every_second=keyring.refresh)
+        rows = await asyncio.to_thread(costs, [settings.ledger_path], ("key", "day"))
+        spent = {(row.group[0], row.group[1]): row.cost_usd + row.held_usd for row in rows}
+        gateway = Gateway(models, settings.gateway, keys=keyring, spent=spent, every_second=keyring.refresh)
         await gateway.start()
         stack.push_async_callback(gateway.close)
         yield gateway, models

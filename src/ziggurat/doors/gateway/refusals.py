@@ -82,7 +82,8 @@ _ANSWERS: tuple[tuple[type[ZigguratError], int, str, str, bool | None], ...] = (
     # The caller's own key was good: 401 would send them looking for a mistake that is not theirs.
     (AuthenticationFailed, 502, "upstream_error", "upstream_authentication_failed", False),
     (EndpointFailed, 502, "upstream_error", "upstream_failed", False),
-    (Overloaded, 503, "overloaded_error", "overloaded", True),
+    # Our own limits, or the key's, left no room for as long as the gateway lets a request wait.
+    (Overloaded, 429, "rate_limit_error", "rate_limit_exceeded", None),
     (ConfigurationError, 500, "server_error", "misconfigured", False),
     (InferenceError, 502, "upstream_error", "upstream_failed", False),
 )
@@ -97,6 +98,7 @@ def refusal_of(error: ZigguratError) -> Refusal:
         return Refusal(status, str(error), type="upstream_error", code=code, retry_after=wait, again=False)
     for kind, status, type_, code, again in _ANSWERS:
         if isinstance(error, kind):
+            wait = 1.0 if wait is None and status == 429 and again is None else wait
             return Refusal(status, str(error), type=type_, code=code, retry_after=wait, again=again)
     return Refusal(500, str(error), type="server_error", code="internal_error", again=False)
 

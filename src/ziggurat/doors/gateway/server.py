@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +29,8 @@ from ziggurat.doors.gateway.refusals import Refusal, internal, refusal_of
 from ziggurat.doors.gateway.responses import responses
 from ziggurat.errors import ConfigurationError, LayerUnreachable, ZigguratError
 from ziggurat.inference.interface import is_loopback
+from ziggurat.inference.ledger import day_of
+from ziggurat.inference.limits import caller as limits
 from ziggurat.inference.router import Router
 from ziggurat.settings.gateway import GatewaySettings
 from ziggurat.telemetry import CONTENT_TYPE, metrics_text
@@ -51,6 +54,7 @@ class Gateway:
         models: the inference layer; the caller closes it.
         settings: the section [gateway].
         keys: returns the callers as they stand, by the hash of their key; None lets everybody on this machine in.
+        spent: what keys were known to have spent when the gateway began, by name and UTC day; the limit store knows what came since.
         every_second: is called once a second while the gateway listens, in a thread.
     """
 
@@ -60,8 +64,12 @@ class Gateway:
         settings: GatewaySettings,
         *,
         keys: Callable[[], Mapping[str, Caller] | None] = lambda: None,
+        spent: Mapping[tuple[str, str], float] | None = None,
         every_second: Callable[[], None] = lambda: None,
     ) -> None:
+        self._spent = spent or {}
+        self._spenders: dict[Caller, limits.Caller] = {}
+        self._today = ""
         self._models, self._settings, self._keys, self._every_second = models, settings, keys, every_second
         self._bounds = Bounds(settings.body_limit, settings.read_timeout)
         self._exchanges: set[Exchange] = set()
@@ -214,8 +222,20 @@ class Gateway:
             _require_local(request)
             x.caller = ANYBODY
         x.attribute()
+        x.spends = self._spender(x.caller)
         with x.accounting():
             return await handler(x, self._models)
+
+    def _spender(self, caller: Caller) -> limits.Caller:
+        """Return what a caller may use and spend today."""
+        today = day_of(time.time())
+        if today != self._today or len(self._spenders) > 10_000:
+            self._today = today
+            self._spenders.clear()
+        known = self._spenders.get(caller)
+        if known is None:
+            known = self._spenders[caller] = caller.spends_as(self._settings.patience, self._spent, today)
+        return known
 
     def _refuse(self, x: Exchange, refusal: Refusal) -> web.StreamResponse:
         x.failed = refusal

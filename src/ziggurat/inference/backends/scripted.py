@@ -78,6 +78,8 @@ class ScriptOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tokens_per_second: float = 0.0
     #: Words of an answer that nothing else decides.
     answer_words: int = 24
+    #: Fill the arguments of tools with the numbers and quoted words of the last message, as a model that reads would.
+    reads: bool = False
     #: What is answered to a prompt that a regular expression finds: [{match = "...", answer = "..."}], the first that matches. The
     #: answer is text, or a table that is sent as JSON.
     answers: list[dict[str, Any]] = []
@@ -151,10 +153,10 @@ class Script:
         for pattern, answer in self._answers:
             if pattern.search(said):
                 return Reply(text=_text(answer))
-        return natural(prompt, rng, self.options.answer_words)
+        return natural(prompt, rng, self.options.answer_words, reads=self.options.reads)
 
 
-def natural(prompt: Prompt, rng: random.Random, length: int = 24) -> Reply:
+def natural(prompt: Prompt, rng: random.Random, length: int = 24, *, reads: bool = False) -> Reply:
     """Return what fits the request: a tool call where one is due, JSON that fits the schema, or a few words."""
     tools = prompt.tools
     answered = bool(prompt.messages) and prompt.messages[-1].role == "tool"
@@ -162,6 +164,8 @@ def natural(prompt: Prompt, rng: random.Random, length: int = 24) -> Reply:
     if tools and (named is not None or prompt.tool_choice == "required" or (prompt.tool_choice == "auto" and not answered)):
         tool = named or rng.choice(tools)
         arguments = sample(tool.parameters or {"type": "object"}, rng)
+        if reads:
+            arguments = _read_from(text_of(prompt.messages[-1]), arguments)
         return Reply(
             tool_calls=[ToolCall(id=f"call_{rng.getrandbits(32):08x}", name=tool.name, arguments=_encode(arguments).decode())]
         )
@@ -172,6 +176,24 @@ def natural(prompt: Prompt, rng: random.Random, length: int = 24) -> Reply:
         schema = form.get("json_schema", {}).get("schema") or {"type": "object"}
         return Reply(text=_encode(sample(schema, rng)).decode())
     return Reply(text=words(length, rng).capitalize() + ".")
+
+
+_QUOTED = re.compile(r"['\"“](.+?)['\"”]")
+_NUMBER = re.compile(r"-?\d+")
+
+
+def _read_from(said: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments with the numbers and the quoted words of a text in place of made-up ones, in their order."""
+    words_said, numbers = iter(_QUOTED.findall(said)), iter(_NUMBER.findall(said))
+    read: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, str):
+            read[name] = next(words_said, value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            read[name] = int(next(numbers, value))
+        else:
+            read[name] = value
+    return read
 
 
 def usage_for(prompt: Prompt, reply: Reply) -> Usage:

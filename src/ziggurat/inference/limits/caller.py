@@ -25,6 +25,8 @@ class Caller(Struct, frozen=True, kw_only=True):
     key: str = ""
     limits: Limits | None = None
     budgets: tuple[Allowance, ...] = ()
+    #: Seconds that a call may wait for limits, before Overloaded is raised; None: as long as the call may take.
+    patience: float | None = None
 
 
 ANYONE = Caller()
