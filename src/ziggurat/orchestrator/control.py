@@ -34,7 +34,7 @@ from ziggurat.records import ErrorInfo, Event, MaybeRaw, Run, RunEvent, RunFilte
 #: Both sides must speak the same version; a mixed pair says so at once.
 PROTOCOL = 1
 #: Bytes of one line. A payload is far smaller; a page of history is cut to HISTORY_BYTES.
-LINE_LIMIT = 64 * 1024 * 1024
+LINE_LIMIT = 512 * 1024 * 1024
 HISTORY_BYTES = 8 * 1024 * 1024
 
 

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Raw
 from msgspec.structs import replace
 
+from ziggurat.artifacts import INLINE, Payloads, is_sealed
 from ziggurat.clock import Clock
 from ziggurat.errors import ContinueAsNew
 from ziggurat.program.context import AttemptContext, TaskInfo
@@ -36,7 +37,13 @@ class Attempt(AttemptContext):
     """One attempt. The methods of AttemptContext may be called from any thread, everything else from the event loop."""
 
     def __init__(
-        self, delivery: Delivery, worker: str, clock: Clock, show: Callable[[Progress], None], kind: str = "coroutine"
+        self,
+        delivery: Delivery,
+        worker: str,
+        clock: Clock,
+        show: Callable[[Progress], None],
+        kind: str = "coroutine",
+        payloads: Payloads = INLINE,
     ) -> None:
         message = delivery.message
         self.delivery = delivery
@@ -60,6 +67,9 @@ class Attempt(AttemptContext):
         #: Monotonic time until which the lease is known to be ours; whoever pushes renews none.
         self.leased_until = float("inf")
         self._show = show
+        self._payloads = payloads
+        #: The arguments as JSON, for an attempt that runs in a child process.
+        self.arguments = message.payload
         #: Wall-clock time of the start; 0 while it waits for a thread or a process.
         self.started_at = 0.0
         #: Monotonic time at which the attempt has run too long, and the sentence that says so.
@@ -107,10 +117,14 @@ class Attempt(AttemptContext):
             raise asyncio.CancelledError(self.stop_text)
         self.beat_at = self._clock.monotonic()
         if details is not None:
-            self.details = details
+            self.details = self._payloads.seal_inline(details, self.message.run)
             self.beat_dirty = True
 
     def last_heartbeat(self) -> Raw | None:
+        left = self._left()
+        return Raw(self._payloads.open_now(left, self.message.run)) if left is not None and is_sealed(left) else left
+
+    def _left(self) -> Raw | None:
         return self.delivery.heartbeat if self.delivery.heartbeat is not None else self.message.heartbeat
 
     def emit(self, kind: str, data: bytes) -> None:
@@ -118,7 +132,7 @@ class Attempt(AttemptContext):
             return
         if len(data) > EMIT_LIMIT:
             data = msgspec.json.encode(f"An emitted value of {len(data):,} bytes is not shown; the limit is {EMIT_LIMIT:,}.")
-        self._show(self.progress(kind, data))
+        self._show(self.progress(kind, self._payloads.seal_inline(data, self.message.run)))
 
     def record_call(self, call: CallRecord) -> None:
         # In this order a thread that runs on past its outcome can tell a call twice, but never lose it; its id is billed once.
@@ -153,7 +167,7 @@ class Attempt(AttemptContext):
         message = self.message
         heartbeat: Raw | None = None
         if status != "completed":
-            heartbeat = Raw(self.details) if self.details is not None else self.last_heartbeat()
+            heartbeat = Raw(self.details) if self.details is not None else self._left()
         return outcome_of(
             message,
             status,
@@ -166,10 +180,10 @@ class Attempt(AttemptContext):
             ended_at=self._clock.time(),
         )
 
-    def failed(self, error: BaseException, retry: Retry | None, *, retryable: bool = True) -> Outcome:
-        """Return the outcome of an attempt whose code raised."""
+    def failed(self, error: BaseException, retry: Retry | None, retryable: bool | None = None) -> Outcome:
+        """Return the outcome of an attempt whose code raised; whether another may help is for `retry` to say if `retryable` is None."""
         info = explain(error, self.message.task, retry)
-        return self.outcome("failed", error=info if retryable else replace(info, retryable=False))
+        return self.outcome("failed", error=info if retryable is None else replace(info, retryable=retryable))
 
     def stopped(self, error: BaseException | None = None) -> Outcome | None:
         """End an attempt that was made to; return its outcome if it has one. `error` is what its code raised then."""

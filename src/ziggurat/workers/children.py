@@ -37,7 +37,7 @@ TERM_GRACE = 1.0
 #: Seconds that a child may take to start: Python, Ziggurat and the app's modules.
 START_LIMIT = 120.0
 #: Longest line in bytes: a result at the payload limit, escaped.
-LINE_LIMIT = 64 * 1024 * 1024
+LINE_LIMIT = 512 * 1024 * 1024
 
 
 class Bootstrap(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -251,11 +251,10 @@ class ChildPool:
 
     async def _converse(self, child: Child, attempt: Attempt, task: Any) -> Outcome:
         """Send the task and pass on what the child says until it is done."""
-        message = attempt.message
         run = RunTask(
             task=task.name,
             module=task.fn.__module__,
-            payload=message.payload,
+            payload=attempt.arguments,
             info=attempt.info,
             heartbeat=attempt.last_heartbeat(),
         )

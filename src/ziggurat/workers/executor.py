@@ -22,7 +22,9 @@ from typing import Any, cast
 
 import msgspec
 from msgspec import Raw, Struct
+from msgspec.structs import replace
 
+from ziggurat.artifacts import INLINE, Payloads
 from ziggurat.clock import Clock
 from ziggurat.errors import DefinitionError, PayloadTooLarge, UnknownName
 from ziggurat.program.context import attempting
@@ -30,7 +32,9 @@ from ziggurat.program.options import Retry
 from ziggurat.program.registry import Registry
 from ziggurat.records import WIRE_VERSION, Delivery, Message, Outcome, Progress
 from ziggurat.workers.attempt import Attempt, StopReason
-from ziggurat.workers.children import ChildPool
+from ziggurat.workers.carrying import Carrier
+from ziggurat.workers.children import Bootstrap, ChildPool
+from ziggurat.workers.options import WorkerOptions
 from ziggurat.workers.threads import Threads
 
 logger = logging.getLogger("ziggurat.workers")
@@ -39,6 +43,12 @@ logger = logging.getLogger("ziggurat.workers")
 TICK = 0.1
 #: An attempt that has run so many seconds is worth telling watchers about; shorter ones are told by their outcome.
 ANNOUNCE_AFTER = 0.05
+
+#: Whether another attempt can help: it may mend what went wrong around the task, or not, or the task's `Retry` decides.
+Retryable = bool | None
+_MAY_MEND: Retryable = True
+_FINAL: Retryable = False
+_AS_THE_TASK_SAYS: Retryable = None
 
 Report = Callable[[Attempt, Outcome | None], None]
 
@@ -85,11 +95,20 @@ class Executor:
     Args:
         worker: the name that outcomes carry.
         show: takes progress; called from any thread.
+        payloads: the seam through which arguments and results pass.
     """
 
     def __init__(
-        self, registry: Registry, worker: str, limits: Limits, clock: Clock, show: Callable[[Progress], None], children: ChildPool
+        self,
+        registry: Registry,
+        worker: str,
+        limits: Limits,
+        clock: Clock,
+        show: Callable[[Progress], None],
+        children: ChildPool,
+        payloads: Payloads = INLINE,
     ) -> None:
+        self._carrier = Carrier(payloads)
         self._registry = registry
         self._worker = worker
         self._limits = limits
@@ -133,7 +152,8 @@ class Executor:
         prepared = self._prepared.get(message.task)
         if prepared is None or message.version != WIRE_VERSION:
             prepared = self.prepare(message)
-        attempt = Attempt(delivery, self._worker, self._clock, self._show, prepared.kind)
+        self._carrier.check(message)
+        attempt = Attempt(delivery, self._worker, self._clock, self._show, prepared.kind, self._carrier.payloads)
         self._report[attempt] = report
         if message.deadline is not None and self._clock.time() >= message.deadline:
             late = self._clock.time() - message.deadline
@@ -200,18 +220,24 @@ class Executor:
         if attempt.lease_over:
             self._end_unbegun(attempt)
             return
-        ours = True
+        message, retryable = attempt.message, _MAY_MEND
         try:
             with attempting(attempt):
-                args, kwargs = prepared.arguments(attempt.message.payload)
-                ours = False
+                payload = await self._carrier.open(message)
+                retryable = _FINAL
+                args, kwargs = prepared.arguments(payload)
+                retryable = _AS_THE_TASK_SAYS
                 value = await prepared.fn(*args, **kwargs)
-                ours = True
-                result = self._encode(prepared, value)
+                retryable = _FINAL
+                data = prepared.result(value)
+                retryable = _MAY_MEND
+                result = await self._carrier.seal(message, data)
+                retryable = _FINAL
+                self._check_size(prepared, result)
         except BaseException as error:
             if _thrown_away(attempt, error):
                 raise
-            self._end_failed(attempt, prepared, error, retryable=not ours)
+            self._end_failed(attempt, prepared, error, retryable)
         else:
             self._end_completed(attempt, result)
 
@@ -221,12 +247,21 @@ class Executor:
             self._leave("process")
             return
         outcome: Outcome | None = None
+        message, retryable = attempt.message, _MAY_MEND
         try:
+            attempt.arguments = Raw(await self._carrier.open(message))
+            retryable = _AS_THE_TASK_SAYS
             outcome = await self._children.run(attempt, prepared.task, lambda: self._start_clocks(attempt))
+            if outcome.result is not None:
+                retryable = _MAY_MEND
+                result = await self._carrier.seal(message, bytes(outcome.result))
+                retryable = _FINAL
+                self._check_size(prepared, result)
+                outcome = replace(outcome, result=result)
         except BaseException as error:
             if _thrown_away(attempt, error):
                 raise
-            self._end_failed(attempt, prepared, error, retryable=not isinstance(error, DefinitionError))
+            self._end_failed(attempt, prepared, error, _FINAL if isinstance(error, DefinitionError) else retryable)
         else:
             self._end(attempt, outcome)
         self._leave("process")
@@ -239,16 +274,22 @@ class Executor:
         if attempt.lease_over:
             _call_in(loop, self._thread_unbegun, attempt)
             return
-        ours = True
+        message, retryable = attempt.message, _MAY_MEND
         try:
             with attempting(attempt):
-                args, kwargs = prepared.arguments(attempt.message.payload)
-                ours = False
+                payload = self._carrier.open_now(message)
+                retryable = _FINAL
+                args, kwargs = prepared.arguments(payload)
+                retryable = _AS_THE_TASK_SAYS
                 value = prepared.fn(*args, **kwargs)
-                ours = True
-                result = self._encode(prepared, value)
+                retryable = _FINAL
+                data = prepared.result(value)
+                retryable = _MAY_MEND
+                result = self._carrier.seal_now(message, data)
+                retryable = _FINAL
+                self._check_size(prepared, result)
         except BaseException as error:
-            _call_in(loop, self._thread_failed, attempt, prepared, error, not ours)
+            _call_in(loop, self._thread_failed, attempt, prepared, error, retryable)
         else:
             _call_in(loop, self._thread_completed, attempt, result)
 
@@ -262,19 +303,17 @@ class Executor:
             self._end_completed(attempt, result)
             self._leave("thread")
 
-    def _thread_failed(self, attempt: Attempt, prepared: Prepared, error: BaseException, retryable: bool) -> None:
+    def _thread_failed(self, attempt: Attempt, prepared: Prepared, error: BaseException, retryable: Retryable) -> None:
         if not self._came_back(attempt):
-            self._end_failed(attempt, prepared, error, retryable=retryable)
+            self._end_failed(attempt, prepared, error, retryable)
             self._leave("thread")
 
-    def _encode(self, prepared: Prepared, value: Any) -> Raw:
-        result = prepared.result(value)
+    def _check_size(self, prepared: Prepared, result: Raw) -> None:
         if len(result) > self._limits.largest_result:
             raise PayloadTooLarge(
                 f"The result of the task {prepared.task.name!r} is {len(result):,} bytes of JSON, over the queue's limit of "
                 f"{self._limits.largest_result:,}; store the bulk as an artifact or a file and return a reference."
             )
-        return Raw(result)
 
     # -- ending --------------------------------------------------------------------------------------------------
 
@@ -294,13 +333,13 @@ class Executor:
         else:
             self._end(attempt, attempt.outcome("completed", result=result))
 
-    def _end_failed(self, attempt: Attempt, prepared: Prepared, error: BaseException, *, retryable: bool = True) -> None:
+    def _end_failed(self, attempt: Attempt, prepared: Prepared, error: BaseException, retryable: Retryable) -> None:
         if attempt not in self._report:
             self._came_back(attempt)
         elif attempt.stop_reason:
             self._end_stopped(attempt, error)
         else:
-            self._end(attempt, attempt.failed(error, prepared.retry, retryable=retryable))
+            self._end(attempt, attempt.failed(error, prepared.retry, retryable))
 
     def _end_unbegun(self, attempt: Attempt) -> None:
         """Drop an attempt whose lease ran out before its code began: another worker may have run it, and its step be recorded."""
@@ -422,3 +461,27 @@ def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *
         loop.call_soon_threadsafe(function, *args)
     except RuntimeError:
         logger.info("A task ended in its thread in process %d after its worker had stopped; its result is dropped.", os.getpid())
+
+
+def make_executor(
+    registry: Registry,
+    worker: str,
+    options: WorkerOptions,
+    clock: Clock,
+    show: Callable[[Progress], None],
+    *,
+    bootstrap: Bootstrap | None,
+    largest_result: int,
+    payloads: Payloads,
+) -> Executor:
+    """Return the executor of a worker with these options."""
+    bootstrap = bootstrap or Bootstrap(modules=registry.modules)
+    bootstrap = replace(bootstrap, memory_limit=bootstrap.memory_limit or options.process_memory)
+    children = ChildPool(bootstrap, tasks_each=options.tasks_per_process)
+    limits = Limits(
+        threads=options.threads or options.concurrency,
+        processes=options.processes or os.cpu_count() or 1,
+        cleanup=options.cleanup,
+        largest_result=largest_result,
+    )
+    return Executor(registry, worker, limits, clock, show, children, payloads)

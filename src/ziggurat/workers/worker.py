@@ -19,8 +19,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from msgspec.structs import replace
-
+from ziggurat.artifacts import INLINE, Payloads
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import ConfigurationError, QueueUnavailable
 from ziggurat.program.failures import describe
@@ -30,9 +29,9 @@ from ziggurat.records import Delivery, ErrorInfo, Outcome
 from ziggurat.workers.alone import Isolation
 from ziggurat.workers.attempt import Attempt, without_payload
 from ziggurat.workers.ceiling import keep_checking, over_ceiling
-from ziggurat.workers.children import Bootstrap, ChildPool
+from ziggurat.workers.children import Bootstrap
 from ziggurat.workers.counting import Counts, show, show_no_longer
-from ziggurat.workers.executor import Executor, Limits
+from ziggurat.workers.executor import make_executor
 from ziggurat.workers.leases import LeaseKeeper, LeaseThread
 from ziggurat.workers.options import Tally, WorkerOptions
 from ziggurat.workers.outage import Outage
@@ -58,6 +57,7 @@ class Worker:
         lease_keeper: makes a second connection to the queue, for the thread that renews leases; None renews them on the event loop,
             which is right for a queue in the same process.
         bootstrap: how child processes for process=True tasks make themselves ready; by default they import the registry's modules.
+        payloads: the seam through which arguments and results pass; everything stays inline where there is none.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Worker:
         clock: Clock | None = None,
         lease_keeper: Callable[[], Queue] | None = None,
         bootstrap: Bootstrap | None = None,
+        payloads: Payloads = INLINE,
     ) -> None:
         self.options = options or WorkerOptions()
         #: What it receives from; a host may widen it, and the next call of the queue heeds that.
@@ -80,7 +81,10 @@ class Worker:
         self._clock = clock or SystemClock()
         self._progress = Publisher(queue)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._executor = self._make_executor(registry, bootstrap)
+        self._executor = make_executor(
+            registry, self.name, self.options, self._clock, self._progress.show, bootstrap=bootstrap,
+            largest_result=queue.capabilities.largest_message, payloads=payloads,
+        )  # fmt: skip
         #: Everything leased to this worker that is not settled yet, by message id.
         self._held: dict[str, Attempt] = {}
         self._finished: list[tuple[Attempt, Outcome]] = []
@@ -101,19 +105,6 @@ class Worker:
         self.polled_at = self._heard_at = self._clock.monotonic()
         #: True when the worker drained because of its memory, and wants a fresh process.
         self.recycle = False
-
-    def _make_executor(self, registry: Registry, bootstrap: Bootstrap | None) -> Executor:
-        options = self.options
-        bootstrap = bootstrap or Bootstrap(modules=registry.modules)
-        bootstrap = replace(bootstrap, memory_limit=bootstrap.memory_limit or options.process_memory)
-        children = ChildPool(bootstrap, tasks_each=options.tasks_per_process)
-        limits = Limits(
-            threads=options.threads or options.concurrency,
-            processes=options.processes or os.cpu_count() or 1,
-            cleanup=options.cleanup,
-            largest_result=self._queue.capabilities.largest_message,
-        )
-        return Executor(registry, self.name, limits, self._clock, self._progress.show, children)
 
     # -- what others ask -----------------------------------------------------------------------------------------
 
