@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from ziggurat.assembly.artifacts import build_payloads
 from ziggurat.assembly.backends import build_queue
 from ziggurat.assembly.modules import AppRegistry, make_importable
 from ziggurat.assembly.system import System
@@ -18,6 +19,7 @@ from ziggurat.clock import SystemClock
 from ziggurat.errors import StateLocked
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.orchestrator.remote import OwnerGone, RemoteOrchestrator
+from ziggurat.orchestrator.sealing import SealedOrchestrator
 from ziggurat.program.registry import load_workflow
 from ziggurat.queues.interface import Queue
 from ziggurat.records import Depth, Presence, RunFilter
@@ -125,7 +127,7 @@ async def attach(settings: Settings, mode: Mode, registry: AppRegistry | None = 
                 await remote.open()
                 return Attachment(settings, remote, registry=registry)
             if mode == "observe":
-                observer = Observer(state)
+                observer = SealedOrchestrator(Observer(state), build_payloads(settings))
                 await observer.open()
                 return Attachment(settings, observer, registry=registry)
             system = System(settings, drive=mode == "host", registry=registry)

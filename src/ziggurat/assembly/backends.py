@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from ziggurat.artifacts import Payloads
 from ziggurat.assembly.secrets import plain
 from ziggurat.assembly.temporal import temporal_link, temporal_options
 from ziggurat.clock import Clock
 from ziggurat.errors import ConfigurationError, MissingExtra
 from ziggurat.orchestrator.interface import Orchestrator
+from ziggurat.orchestrator.sealing import SealedOrchestrator
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue, QueueOptions
 from ziggurat.settings import Settings
@@ -90,8 +92,16 @@ def build_queue(settings: Settings, clock: Clock, *, crashbook: Path | None = No
     return cast(Queue, made(*place, options, clock=clock, **memory))
 
 
-def build_orchestrator(settings: Settings, queue: Queue, registry: Registry, clock: Clock, *, drive: bool) -> Orchestrator:
-    """Return the configured orchestrator, not yet open. Raises ConfigurationError, MissingExtra."""
+def build_orchestrator(
+    settings: Settings, queue: Queue, registry: Registry, clock: Clock, payloads: Payloads, *, drive: bool
+) -> Orchestrator:
+    """Return the configured orchestrator behind the seam of payloads, not yet open. Raises ConfigurationError, MissingExtra."""
+    return SealedOrchestrator(_build_orchestrator(settings, queue, registry, clock, payloads, drive=drive), payloads)
+
+
+def _build_orchestrator(
+    settings: Settings, queue: Queue, registry: Registry, clock: Clock, payloads: Payloads, *, drive: bool
+) -> Orchestrator:
     wanted = settings.orchestrator
     made = load_backend("orchestrator", wanted.backend, ORCHESTRATORS)
     if wanted.backend == "temporal":
@@ -103,6 +113,7 @@ def build_orchestrator(settings: Settings, queue: Queue, registry: Registry, clo
                 registry,
                 options=temporal_options(settings),
                 clock=clock,
+                payloads=payloads,
                 drive=drive,
             ),
         )
@@ -114,7 +125,10 @@ def build_orchestrator(settings: Settings, queue: Queue, registry: Registry, clo
         max_resident_runs=wanted.max_resident_runs,
         history_limit=wanted.history_limit,
         retention=wanted.retention,
+        artifact_grace=settings.artifacts.grace,
         sweep=wanted.sweep / 2,
         sweep_age=wanted.sweep,
     )
-    return cast(Orchestrator, made(settings.state_path, queue, registry, options=options, clock=clock, drive=drive))
+    return cast(
+        Orchestrator, made(settings.state_path, queue, registry, options=options, clock=clock, payloads=payloads, drive=drive)
+    )

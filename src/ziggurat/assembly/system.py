@@ -166,7 +166,7 @@ class System:
 
     async def _open_orchestrator(self) -> None:
         settings = self.settings
-        orchestrator = build_orchestrator(settings, self.queue, self.registry, self._clock, drive=self._drive)
+        orchestrator = build_orchestrator(settings, self.queue, self.registry, self._clock, self.payloads, drive=self._drive)
         await orchestrator.open()
         self.orchestrator = orchestrator
         self._stack.push_async_callback(orchestrator.close)
@@ -305,6 +305,7 @@ class Pool:
             self._system.registry,
             options=options,
             bootstrap=child_bootstrap(settings),
+            payloads=self._system.payloads,
             # A broker is reached from the thread that renews leases too, over a connection of its own.
             lease_keeper=partial(build_queue, settings, SystemClock()) if queue.capabilities.shared else None,
         )

@@ -1,7 +1,7 @@
 """Plain JSON outside, sealed payloads inside: what stands between the callers of an orchestrator and whoever keeps its state.
 
-Callers give and get plain JSON. Behind this door inputs and signals are sealed for their run: large ones are at the artifact store, and with a
-key in use all of them are encrypted. See `ziggurat.artifacts.payloads` for the rules; every backend stands behind the same door.
+Callers give and get plain JSON. Behind this door inputs and signals are sealed for their run: large ones are at the artifact store, and
+with a key in use all of them are encrypted. See `ziggurat.artifacts.payloads` for the rules; every backend stands behind the same door.
 
 What cannot be opened, because its key is missing here, is shown as it is recorded, so that a run can be looked at and acted on; only the
 result of a completed run, which somebody waits for, raises.
@@ -10,6 +10,7 @@ result of a completed run, which somebody waits for, raises.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import secrets
 from collections.abc import AsyncGenerator, Collection
 from typing import Any
@@ -91,9 +92,10 @@ class SealedOrchestrator(Orchestrator):
         return [self._shown(event, run) for event in await self.inner.history(run, after=after, limit=limit)]
 
     async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
-        async for happening in self.inner.watch(run, after=after):
-            event = happening.event
-            yield happening if event is None else replace(happening, event=self._shown(event, run))
+        async with contextlib.aclosing(self.inner.watch(run, after=after)) as happenings:
+            async for happening in happenings:
+                event = happening.event
+                yield happening if event is None else replace(happening, event=self._shown(event, run))
 
     async def dead_letters(self, limit: int = 100) -> builtins.list[DeadLetter]:
         return [self._letter(letter) for letter in await self.inner.dead_letters(limit)]
