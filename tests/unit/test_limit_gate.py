@@ -61,6 +61,15 @@ async def finished(task: asyncio.Task[Ticket]) -> Ticket:
         return await task
 
 
+async def test_a_call_under_several_limits_of_a_kind_each_is_admitted() -> None:
+    clock = FakeClock()
+    door = gate(clock, tokens_per_minute=600, requests_per_minute=60)
+    mine = Limits(tokens_per_minute=60, requests_per_minute=60)
+    ticket = await finished(asyncio.create_task(door.enter(want(5.0, key="alice", limits=mine))))
+    door.leave(ticket, 5.0)
+    assert door.in_flight == 0
+
+
 # -- order -----------------------------------------------------------------------------------------------------------
 
 

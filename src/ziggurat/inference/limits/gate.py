@@ -247,11 +247,11 @@ class Gate:
         if not ticket.rules:
             return True
         flows = self._flows(ticket)
-        for key, rate, burst, amount in flows:
+        for key, rate, burst, _ in flows:
             share = self._shares.setdefault(key, Share())
             share.rate, share.burst = rate, burst
-            if share.in_hand < amount:
-                return False
+        if any(self._shares[key].in_hand < amount for key, _, _, amount in flows):
+            return False
         limited = [rule for rule in ticket.rules if rule.limits.concurrency]
         for rule in limited:
             slots = self._slots.setdefault(f"{rule.key}:calls", SlotShare())
