@@ -171,6 +171,8 @@ async def test_the_health_server_tells_the_living_from_the_draining(tmp_path: Pa
             assert (await get("/readyz"))[0] == 200
             await queue.send([order("add", a=1, b=2), order("fail", kind="value")])
             await outcomes(queue, 2)
+            # An outcome is on the queue a moment before the worker counts it.
+            await until_true(lambda: _shows(get("/metrics"), 'task="suite.fail",status="failed"} 1'))
             metrics = (await get("/metrics"))[1]
             assert 'ziggurat_worker_attempts_ended_total{task="suite.add",status="completed"} 1' in metrics
             assert 'ziggurat_worker_attempts_ended_total{task="suite.fail",status="failed"} 1' in metrics
@@ -185,6 +187,10 @@ async def test_the_health_server_tells_the_living_from_the_draining(tmp_path: Pa
             assert (await get("/healthz"))[0] == 200
             (tmp_path / "a.out").touch()
         assert await asyncio.wait_for(worker.wait(), LIMIT) == 0
+
+
+async def _shows(answer: Awaitable[tuple[int, str]], text: str) -> bool:
+    return text in (await answer)[1]
 
 
 async def _is(answer: Awaitable[tuple[int, str]], status: int) -> bool:

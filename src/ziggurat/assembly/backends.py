@@ -7,6 +7,7 @@ called with the settings.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -90,6 +91,13 @@ def build_queue(settings: Settings, clock: Clock, *, crashbook: Path | None = No
     place = _QUEUE_PLACE[wanted.backend](settings) if wanted.backend in _QUEUE_PLACE else [plain(wanted.url)]
     memory = {"crashbook": crashbook} if wanted.backend == "memory" else {}
     return cast(Queue, made(*place, options, clock=clock, **memory))
+
+
+def import_queue(backend: str) -> None:
+    """Import a queue backend of ours ahead of its use; one that cannot be is left for its user to complain about."""
+    if backend in QUEUES:
+        with contextlib.suppress(ConfigurationError, MissingExtra):
+            load_backend("queue", backend, QUEUES)
 
 
 def build_orchestrator(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
 from ziggurat.queues.interface import Queue
 from ziggurat.settings import Settings, WorkerSettings
 from ziggurat.workers.autoscale import Policy
+from ziggurat.workers.pools.nursery import NurseryStarter, supported
 from ziggurat.workers.pools.processes import ProcessPool
+from ziggurat.workers.pools.starting import CommandStarter
 from ziggurat.workers.quota import EndpointLimits, Quotas
 from ziggurat.workers.scaler import Scaler
 from ziggurat.workers.worker import Worker
@@ -19,16 +22,23 @@ class ScaledPool:
     """One pool of `ziggurat worker` processes, scaled between its min and max."""
 
     def __init__(
-        self, name: str, wanted: WorkerSettings, settings: Settings, queue: Queue, quotas: Quotas, output: Path | None
+        self,
+        name: str,
+        wanted: WorkerSettings,
+        settings: Settings,
+        queue: Queue,
+        quotas: Quotas,
+        nursery: NurseryStarter | None,
+        output: Path | None,
     ) -> None:
         self.name = name
         self._wanted = wanted
-        command = [sys.executable, "-m", "ziggurat", "worker", name]
-        if settings.source is not None:
-            command += ["--config", str(settings.source)]
-        # The queue that this process uses, which may be another than the file says.
-        environ = {"ZIGGURAT_QUEUE__BACKEND": settings.queue.backend}
-        self.processes = ProcessPool(name, command, environ=environ, output=output)
+        source = str(settings.source) if settings.source is not None else ""
+        if nursery is not None:
+            self.processes = ProcessPool(name, [name, source], starter=nursery, output=output)
+        else:
+            command = [sys.executable, "-m", "ziggurat", "worker", name, *(["--config", source] if source else [])]
+            self.processes = ProcessPool(name, [], starter=CommandStarter(command, environ_of(settings)), output=output)
         policy = Policy(
             min=wanted.min,
             max=wanted.max,
@@ -88,3 +98,13 @@ def quotas_of(settings: Settings) -> Quotas:
         )
         for name, endpoint in settings.inference.endpoints.items()
     )
+
+
+def nursery_of(settings: Settings) -> NurseryStarter | None:
+    """Return what forks the worker processes of all pools, or None where that cannot be done."""
+    return NurseryStarter([sys.executable, "-m", "ziggurat", "nursery"], environ_of(settings)) if supported() else None
+
+
+def environ_of(settings: Settings) -> dict[str, str]:
+    """Return the environment of worker processes: with the queue that this process uses, which may be another than the file says."""
+    return {**os.environ, "ZIGGURAT_QUEUE__BACKEND": settings.queue.backend}

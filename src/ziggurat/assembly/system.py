@@ -20,7 +20,7 @@ from ziggurat.assembly.endpoints import build_models
 from ziggurat.assembly.ledgers import recorder
 from ziggurat.assembly.models import child_bootstrap
 from ziggurat.assembly.modules import AppRegistry, make_importable, reach_entry
-from ziggurat.assembly.scaled import ScaledPool, quotas_of
+from ziggurat.assembly.scaled import ScaledPool, nursery_of, quotas_of
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import ConfigurationError
 from ziggurat.inference.ledger import Ledger
@@ -32,6 +32,7 @@ from ziggurat.program.registry import definitions_made
 from ziggurat.queues.interface import Queue
 from ziggurat.settings import Settings, WorkerSettings
 from ziggurat.workers.options import WorkerOptions
+from ziggurat.workers.pools.nursery import NurseryStarter
 from ziggurat.workers.worker import Worker
 
 log = logging.getLogger("ziggurat")
@@ -148,13 +149,23 @@ class System:
             use_models(models)
             self._stack.push_async_callback(_forget_models, models)
             quotas = quotas_of(settings)
+            nursery = await self._open_nursery() if self._scale else None
             for name, wanted in chosen.items():
                 pool = (
-                    ScaledPool(name, wanted, settings, queue, quotas, self._output) if self._scale else Pool(name, wanted, self)
+                    ScaledPool(name, wanted, settings, queue, quotas, nursery, self._output)
+                    if self._scale
+                    else Pool(name, wanted, self)
                 )
                 self.pools.append(pool)
                 self._stack.push_async_callback(pool.stop)
                 pool.open()
+
+    async def _open_nursery(self) -> NurseryStarter | None:
+        nursery = nursery_of(self.settings)
+        if nursery is not None:
+            await nursery.prepare()  # It imports while nothing waits for it.
+            self._stack.push_async_callback(nursery.close)
+        return nursery
 
     def _chosen_pools(self) -> dict[str, WorkerSettings]:
         known = self.settings.workers

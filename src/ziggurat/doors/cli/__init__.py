@@ -66,6 +66,7 @@ for _name, _command in (
     ("doctor", doctor.doctor),
 ):
     app.command(_name)(_command)
+app.command("nursery", hidden=True)(serve.nursery)
 app.add_typer(deadletters.app, name="deadletters")
 app.add_typer(models.app, name="models")
 app.add_typer(gateway.app, name="gateway")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from ziggurat.doors.cli.common import AsJson, Config, answer_json, run_hosting, say
+from ziggurat.doors.cli.common import AsJson, Config, answer_json, report, run_hosting, say
 
 if TYPE_CHECKING:
     from ziggurat.assembly import System
@@ -63,13 +65,39 @@ def worker(
 
     Exits with 75 when it drained because it reached its memory ceiling and wants to be started anew.
     """
-    from ziggurat.assembly import System
-    from ziggurat.settings import load_settings
     from ziggurat.workers.process import ProcessOptions
 
-    system = System(load_settings(config), orchestrate=False, pools=pool or None)
-    options = ProcessOptions(health_port=health_port, status_fd=status_fd)
-    raise typer.Exit(run_hosting(stay(system, options, as_json)))
+    raise typer.Exit(work(pool, ProcessOptions(health_port=health_port, status_fd=status_fd), config, as_json))
+
+
+def work(pools: list[str] | None, options: ProcessOptions, config: Path | None, as_json: bool = False) -> int:
+    """Run workers until the process is asked to end, and return its exit code."""
+    from ziggurat.assembly import System
+    from ziggurat.settings import load_settings
+
+    system = System(load_settings(config), orchestrate=False, pools=pools or None)
+    return run_hosting(stay(system, options, as_json))
+
+
+def nursery(descriptor: Annotated[int, typer.Argument(hidden=True)]) -> None:
+    """Fork worker processes for `ziggurat up`; not for people."""
+    # What every worker needs is imported once, here.
+    from ziggurat.assembly import import_queue
+    from ziggurat.workers.pools.nursery import tend
+
+    import_queue(os.environ.get("ZIGGURAT_QUEUE__BACKEND", ""))
+
+    tend(descriptor, _forked_worker)
+
+
+def _forked_worker(arguments: list[str], status: int) -> int:
+    from ziggurat.workers.process import ProcessOptions
+
+    pool, config = arguments
+    try:
+        return work([pool], ProcessOptions(status_fd=status), Path(config) if config else None)
+    except Exception as error:
+        return report(error, as_json=False)
 
 
 def api_of(system: System, host: str | None, port: int | None) -> AbstractAsyncContextManager[ApiServer]:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +20,7 @@ import msgspec
 
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.workers.pools.interface import PoolSeen, WorkerPool, WorkerSeen
+from ziggurat.workers.pools.starting import CommandStarter, Started, Starter
 from ziggurat.workers.process import RECYCLE, Status
 from ziggurat.workers.usage import together
 
@@ -38,8 +39,8 @@ class ProcessPool(WorkerPool):
 
     Args:
         name: the pool's name, for people.
-        command: what starts one worker. `--status-fd N` is appended, N being where it writes its status.
-        environ: variables for the workers beside those of this process.
+        command: what starts one worker, `--status-fd N` being appended; with a starter, the arguments by which it knows this pool.
+        starter: how workers are started; as commands when None.
         output: a folder where each worker writes what it prints, one file each by its name; None leaves them this process's own.
     """
 
@@ -48,13 +49,13 @@ class ProcessPool(WorkerPool):
         name: str,
         command: Sequence[str],
         *,
-        environ: Mapping[str, str] | None = None,
+        starter: Starter | None = None,
         output: Path | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.name = name
-        self._command = tuple(command)
-        self._environ = {**os.environ, **(environ or {})}
+        self._starter = starter or CommandStarter(command, os.environ)
+        self._arguments = tuple(command) if starter is not None else ()
         self._output = output
         self._clock = clock or SystemClock()
         self._workers: list[_Process] = []
@@ -116,17 +117,7 @@ class ProcessPool(WorkerPool):
         reading, writing = os.pipe()
         try:
             with self._output_of(name) as output:
-                process = await asyncio.create_subprocess_exec(
-                    *self._command,
-                    "--status-fd",
-                    str(writing),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    pass_fds=(writing,),
-                    start_new_session=True,
-                    env=self._environ,
-                )
+                process = await self._starter.start(self._arguments, writing, output)
         except OSError as error:
             os.close(reading)
             self._crashed(f"A worker of the pool {self.name!r} cannot be started: {error}.")
@@ -197,7 +188,7 @@ class ProcessPool(WorkerPool):
 class _Process:
     """One worker process, seen from the pool."""
 
-    def __init__(self, name: str, number: int, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, name: str, number: int, process: Started) -> None:
         self.name = name
         self.number = number
         self.process = process
@@ -248,8 +239,7 @@ class _Process:
 
     def send(self, number: signal.Signals) -> None:
         if self.exit_code is None:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(number)
+            self.process.send_signal(number)
 
 
 def _signal_name(number: int) -> str:
