@@ -20,6 +20,7 @@ import ziggurat
 from ziggurat import errors
 from ziggurat.settings import settings_reference
 from ziggurat.telemetry.catalogue import metrics_reference
+from ziggurat.telemetry.events import events_reference
 
 DOCS = Path(__file__).parent.parent / "docs"
 SETTINGS_PAGE = "reference/settings.md"
@@ -168,11 +169,19 @@ def _row(parameter: Any) -> str:
 GENERATORS: dict[str, Callable[[], str]] = {
     "commands": command_line,
     "errors": error_tree,
+    "events": events_reference,
     "metrics": metrics_reference,
     "names": public_names,
 }
 #: Pages that are generated, in part or as a whole, relative to docs/.
-PAGES = ("reference/cli.md", "reference/errors.md", "reference/metrics.md", "reference/program-model.md", SETTINGS_PAGE)
+PAGES = (
+    "reference/cli.md",
+    "reference/errors.md",
+    "reference/events.md",
+    "reference/metrics.md",
+    "reference/program-model.md",
+    SETTINGS_PAGE,
+)
 
 
 def main() -> int:

@@ -30,6 +30,7 @@ from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.orchestrator.remote import OwnerGone
 from ziggurat.program.definitions import Workflow
 from ziggurat.records import (
+    PRIORITY_NORMAL,
     STOPPED,
     DeadLetter,
     Depth,
@@ -43,6 +44,7 @@ from ziggurat.records import (
     StepView,
 )
 from ziggurat.settings import Settings, load_settings, local_settings
+from ziggurat.telemetry import tracing
 from ziggurat.units import Money, dollars
 
 P = ParamSpec("P")
@@ -443,8 +445,9 @@ def start_request(
         namespace=namespace,
         entry=definition.entry,
         tags=options.tags,
-        **({"priority": options.priority} if options.priority else {}),
+        priority=options.priority or PRIORITY_NORMAL,
         budget_usd=dollars(budget, what=f"budget of {definition.what}") if budget is not None else options.budget,
+        trace=tracing.caller(),
     )
 
 

@@ -12,7 +12,8 @@ from ziggurat.assembly.endpoints import build_models
 from ziggurat.assembly.ledgers import recorder
 from ziggurat.inference.ledger import Ledger
 from ziggurat.program.llm import ModelCaller, use_models
-from ziggurat.settings import InferenceSettings, Secret, Settings, load_settings
+from ziggurat.settings import InferenceSettings, Secret, Settings, TelemetrySettings, load_settings
+from ziggurat.telemetry.export import set_up
 
 
 def script_models() -> ModelCaller:
@@ -30,6 +31,7 @@ def child_bootstrap(settings: Settings) -> Any:
     config = {
         "inference": _without_secrets(settings.inference.model_dump()),
         "payload_limit": settings.orchestrator.payload_limit,
+        "telemetry": _without_secrets(settings.telemetry.model_dump()),
         **child_settings(settings),
     }
     return Bootstrap(modules=tuple(settings.app.modules), call="ziggurat.assembly:use_models_in_child", config=config)
@@ -38,6 +40,7 @@ def child_bootstrap(settings: Settings) -> Any:
 def use_models_in_child(config: Mapping[str, Any]) -> None:
     """Make models usable in a child process. Called there, by name, with the config of `child_bootstrap`."""
     codec.PAYLOAD_LIMIT = config["payload_limit"]
+    set_up(TelemetrySettings.model_validate(config["telemetry"]))
     inference = InferenceSettings.model_validate(config["inference"])
     settings = Settings.model_validate({"artifacts": config["artifacts"], "encryption": config["encryption"]})
     use_models(cast(ModelCaller, build_models(settings.model_copy(update={"inference": inference}))))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 from collections.abc import Collection
 from functools import partial
@@ -31,11 +30,11 @@ from ziggurat.program.llm import use_models
 from ziggurat.program.registry import definitions_made
 from ziggurat.queues.interface import Queue
 from ziggurat.settings import Settings, WorkerSettings
+from ziggurat.telemetry import events
+from ziggurat.telemetry.export import flush, set_up
 from ziggurat.workers.options import WorkerOptions
 from ziggurat.workers.pools.nursery import NurseryStarter
 from ziggurat.workers.worker import Worker
-
-log = logging.getLogger("ziggurat")
 
 #: The inference layers of the systems that are open in this process; direct calls use the newest.
 _models: list[Any] = []
@@ -115,6 +114,10 @@ class System:
         if self._registry is None:
             self._registry = AppRegistry(settings.app.modules)
         self._registry.loaded = self.serve_named_queues
+        if self._drive:
+            # After the app's modules, which may set up a provider of their own.
+            set_up(settings.telemetry)
+            self._stack.push_async_callback(asyncio.to_thread, flush)
         if (self._scale or not self._orchestrate) and settings.queue.backend in LOCAL_QUEUES:
             raise ConfigurationError(
                 f'Workers in processes of their own need a queue that processes share, and queue.backend is "{settings.queue.backend}"; '
@@ -291,7 +294,7 @@ class Pool:
             try:
                 waiting = {queue for queue, depth in (await self._system.queue.depth()).items() if depth.ready}
             except Exception:
-                log.exception("The pool %s could not look for new queues", self.name)
+                events.POOL_LOOK_FAILED(trace_of=True, pool=self.name)
                 continue
             if new := (waiting | self._named()) - self._served:
                 self._serve(new)
@@ -328,7 +331,7 @@ class Pool:
         """Replace a worker that failed, which is a bug; one that was told to stop is not replaced."""
         if task.cancelled() or task.exception() is None:
             return
-        log.error("A worker of the pool %s failed, and is replaced", self.name, exc_info=task.exception())
+        events.WORKER_REPLACED(trace_of=task.exception(), pool=self.name)
         if not worker.stopping:
             self._workers = [(other, of) for other, of in self._workers if other is not worker]
             asyncio.get_running_loop().call_later(_NEW_QUEUES_EVERY, self._serve, queues)

@@ -19,6 +19,7 @@ from ziggurat.errors import (
 from ziggurat.inference.capabilities import weakened
 from ziggurat.inference.retrying import RetryOptions, backoff
 from ziggurat.inference.routes import Route, Standing, choose, misfit
+from ziggurat.inference.telling import Told
 from ziggurat.program.context import current_attempt
 from ziggurat.records import Prompt
 from ziggurat.telemetry.catalogue import FALLBACKS, MODEL_RETRIES
@@ -39,8 +40,11 @@ class Call:
         clock: Clock,
         rng: random.Random,
         pause: Callable[[float], Awaitable[None]],
+        told: Told | None = None,
     ) -> None:
         self.prompt = prompt
+        #: Tells of the call as a span; None while nothing traces.
+        self.told = told
         self._options, self._clock, self._rng, self._pause = options, clock, rng, pause
         self.standings = [Standing(route) for route in routes]
         self._total = prompt.timeout if prompt.timeout is not None else options.total

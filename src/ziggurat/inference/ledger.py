@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,8 +27,7 @@ from msgspec import Struct
 from ziggurat.errors import ConfigurationError, StateUnusable
 from ziggurat.program.context import current_attempt
 from ziggurat.records import CallRecord
-
-log = logging.getLogger("ziggurat.inference")
+from ziggurat.telemetry import events
 
 SCHEMA_VERSION = 1
 
@@ -233,7 +231,7 @@ class Ledger:
         """Take in that the file cannot be written now; says whether to give up, as when the process is to end."""
         if not self._said:
             self._said = True
-            log.warning("The ledger %s cannot be written now (%s); calls are kept in memory until it can.", self.path, error)
+            events.LEDGER_WAITS(path=self.path, error=error)
         with self._changed:
             over = len(self._pending) - _KEPT
             if self._closing:
@@ -243,7 +241,7 @@ class Ledger:
                 self._changed.wait_for(lambda: self._closing, _RETRY_SECONDS)
                 return False
             closing = self._closing
-        log.error("%d calls were not written to the ledger %s, which cannot be written (%s).", over, self.path, error)
+        events.LEDGER_LOST(calls=over, path=self.path, error=error)
         self._forget(over)
         return closing
 

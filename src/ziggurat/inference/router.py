@@ -40,6 +40,7 @@ from ziggurat.inference.tokens import TokenEstimator, byte_length, raw_tokens
 from ziggurat.program.context import current_attempt
 from ziggurat.program.llm import ModelCaller
 from ziggurat.records import CallRecord, ChatMessage, Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt, Usage
+from ziggurat.telemetry import tracing
 from ziggurat.telemetry.catalogue import GATE_SECONDS
 from ziggurat.units import human_seconds
 
@@ -88,14 +89,15 @@ class Router(ModelCaller):
     # -- the verbs ---------------------------------------------------------------------------------------------------
 
     async def complete(self, prompt: Prompt) -> Completion:
-        call = self._call(prompt)
+        call = self._call(prompt, telling.begin(prompt, self.clock))
         return await self._until_answered(call, lambda route: self._attempt(call, route))
 
     async def embed(self, prompt: EmbeddingPrompt) -> Embeddings:
         """Return the vectors of texts: limited, retried, priced and recorded like any call. Raises InferenceError."""
         # To the limits and the estimates, the inputs are the prompt, and there is no answer to speak of.
         said = [ChatMessage(role="user", content=text if isinstance(text, str) else " the" * len(text)) for text in prompt.inputs]
-        call = self._call(Prompt(messages=said, model=prompt.model, max_tokens=1, timeout=prompt.timeout))
+        asked = Prompt(messages=said, model=prompt.model, max_tokens=1, timeout=prompt.timeout)
+        call = self._call(asked, telling.begin(asked, self.clock, "embeddings"))
 
         async def ask(endpoint: Endpoint, shaped: Prompt, upstream: str) -> Embeddings:
             return await endpoint.embed(replace(prompt, timeout=shaped.timeout), upstream)
@@ -108,6 +110,14 @@ class Router(ModelCaller):
         return await self._until_answered(call, attempt)
 
     async def _until_answered(self, call: Call, attempt: Callable[[Route], Awaitable[Answer]]) -> Answer:
+        if call.told is None:
+            return await self._answer(call, attempt)
+        with call.told:
+            answer = await self._answer(call, attempt)
+            call.told.answered(answer)
+            return answer
+
+    async def _answer(self, call: Call, attempt: Callable[[Route], Awaitable[Answer]]) -> Answer:
         try:
             async with asyncio.timeout(call.left()):
                 while True:
@@ -120,8 +130,11 @@ class Router(ModelCaller):
         except TimeoutError:
             raise call.out_of_time() from None
 
-    async def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
-        call = self._call(prompt)
+    def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
+        return self._stream(prompt, None) if tracing.current is None else telling.told_stream(prompt, self.clock, self._stream)
+
+    async def _stream(self, prompt: Prompt, told: telling.Told | None) -> AsyncGenerator[Chunk, None]:
+        call = self._call(prompt, told)
         while True:
             standing = await call.next()
             await standing.route.prepare()
@@ -178,8 +191,8 @@ class Router(ModelCaller):
             await endpoint.close()
         await asyncio.to_thread(self.keeper.close)
 
-    def _call(self, prompt: Prompt) -> Call:
-        return Call(prompt, self._table.of(prompt.model), self.options, self.clock, self._rng, self.pause)
+    def _call(self, prompt: Prompt, told: telling.Told | None) -> Call:
+        return Call(prompt, self._table.of(prompt.model), self.options, self.clock, self._rng, self.pause, told)
 
     # -- one attempt -------------------------------------------------------------------------------------------------
 
@@ -326,7 +339,7 @@ class Router(ModelCaller):
             attempt = current_attempt()
             if attempt is not None:
                 attempt.record_call(record)
-        telling.called(record)
+        telling.called(record, call.told)
         if self._ledger is not None:
             self._ledger(record)
         return record

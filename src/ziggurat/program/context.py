@@ -19,6 +19,7 @@ from msgspec import Raw, Struct
 from ziggurat.artifacts import Surroundings, ask_surroundings
 from ziggurat.program.options import RunOptions, TaskOptions
 from ziggurat.records import PRIORITY_NORMAL, Allowance, CallRecord
+from ziggurat.telemetry.tracing import Live
 
 
 class RunInfo(Struct, frozen=True, kw_only=True):
@@ -104,6 +105,8 @@ class AttemptContext(ABC):
     """The worker's side of an attempt. Its methods may be called from the attempt's thread."""
 
     info: TaskInfo
+    #: The span of the attempt, which is the current one for the code that runs; None while nothing traces.
+    trace: Live | None = None
 
     @abstractmethod
     def heartbeat(self, details: bytes | None) -> None:
@@ -145,9 +148,13 @@ def enter_run(run: RunContext) -> None:
 def attempting(attempt: AttemptContext) -> Iterator[None]:
     """Make code in this block, and the asyncio tasks and threads that it starts, part of an attempt, and of no run."""
     run_token, token = _run.set(None), _attempt.set(attempt)
+    trace = attempt.trace
+    span = trace.enter() if trace is not None else None
     try:
         yield
     finally:
+        if trace is not None:
+            trace.leave(span)
         _attempt.reset(token)
         _run.reset(run_token)
 

@@ -29,6 +29,8 @@ class StartRequest(Struct, frozen=True, omit_defaults=True, kw_only=True):
     priority: int = PRIORITY_NORMAL
     #: Hard limit of what the run and its children may spend on models, in US dollars.
     budget_usd: float | None = None
+    #: W3C traceparent of whoever starts it; empty if nobody traces.
+    trace: str = ""
 
 
 class Run(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -64,6 +66,8 @@ class Run(Struct, frozen=True, omit_defaults=True, kw_only=True):
     parent_step: int = 0
     #: The run that this one was forked from.
     forked_from: str = ""
+    #: W3C traceparent of the parent's step, or of whoever started it; empty if nobody traced.
+    trace: str = ""
     #: What the program's chance is seeded with, where it is not the id: a fork repeats the chance of the run that it came from.
     seed: str = ""
     #: What the program said of itself with `state(...)`.

@@ -15,6 +15,7 @@ from ziggurat.settings.reading import load_settings, local_settings
 from ziggurat.settings.reference import settings_reference
 from ziggurat.settings.server import ClientSettings, ServerSettings, WebhookSettings
 from ziggurat.settings.table import FILE_NAME, Settings
+from ziggurat.settings.telemetry import TelemetrySettings
 from ziggurat.settings.types import Secret
 from ziggurat.settings.workers import WorkerSettings
 
@@ -30,6 +31,7 @@ __all__ = [
     "Secret",
     "ServerSettings",
     "Settings",
+    "TelemetrySettings",
     "TimeoutSettings",
     "WebhookSettings",
     "WorkerSettings",

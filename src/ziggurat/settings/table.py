@@ -21,6 +21,7 @@ from ziggurat.settings.artifacts import ArtifactSettings, EncryptionSettings
 from ziggurat.settings.gateway import GatewaySettings
 from ziggurat.settings.inference import InferenceSettings
 from ziggurat.settings.server import ClientSettings, ServerSettings
+from ziggurat.settings.telemetry import TelemetrySettings
 from ziggurat.settings.temporal import TemporalSettings
 from ziggurat.settings.types import Bytes, OrchestratorBackend, Positive, QueueBackend, Seconds, Section, Url
 from ziggurat.settings.workers import WorkerSettings
@@ -85,6 +86,7 @@ class Settings(Section):
     gateway: GatewaySettings = GatewaySettings()
     server: ServerSettings = ServerSettings()
     client: ClientSettings = ClientSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     _source: Path | None = PrivateAttr(None)
 

@@ -97,6 +97,10 @@ class Attempt(AttemptContext):
         """True once the lease may be someone else's, as in a process that was frozen: what has not begun must not begin."""
         return self._clock.monotonic() >= self.leased_until
 
+    def now(self) -> float:
+        """Return the wall-clock time."""
+        return self._clock.time()
+
     def begin(self) -> None:
         """Start the clocks. The limit is the attempt's timeout or the deadline, whichever is nearer."""
         message = self.message

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 
+from ziggurat.telemetry import events
 from ziggurat.telemetry.process import resident_bytes
-
-logger = logging.getLogger("ziggurat.workers")
 
 #: Seconds between two looks at the memory that the process uses.
 INTERVAL = 5.0
@@ -26,8 +24,5 @@ def over_ceiling(worker: str, ceiling: int) -> bool:
     used = resident_bytes()
     if not ceiling or used <= ceiling:
         return False
-    logger.warning(
-        "The worker %s uses %d MiB, over its ceiling of %d MiB; it finishes what it has and asks for a fresh process.",
-        worker, used >> 20, ceiling >> 20,
-    )  # fmt: skip
+    events.MEMORY_CEILING(worker=worker, used=used >> 20, ceiling=ceiling >> 20)
     return True

@@ -26,6 +26,8 @@ from ziggurat.errors import ConfigurationError, ZigguratError
 from ziggurat.program.context import AttemptContext, attempting
 from ziggurat.program.registry import Registry, import_module
 from ziggurat.records import CallRecord
+from ziggurat.telemetry import tracing
+from ziggurat.telemetry.ids import parse
 from ziggurat.workers.attempt import EMIT_LIMIT, explain
 from ziggurat.workers.children import RunTask, Said, Start
 
@@ -62,6 +64,8 @@ class ChildAttempt(AttemptContext):
 
     def __init__(self, run: RunTask, wire: Wire) -> None:
         self.info = run.info
+        place = parse(run.trace) if run.trace and tracing.current is not None else None
+        self.trace = tracing.current.resume(place) if tracing.current is not None and place is not None else None
         self._heartbeat = run.heartbeat
         self._wire = wire
         self._said_at = 0.0

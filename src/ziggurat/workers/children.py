@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -29,8 +28,6 @@ from ziggurat.errors import ConfigurationError, DefinitionError
 from ziggurat.program.context import TaskInfo
 from ziggurat.records import CallRecord, ErrorInfo, MaybeRaw, Outcome
 from ziggurat.workers.attempt import Attempt
-
-logger = logging.getLogger("ziggurat.workers")
 
 #: Seconds between SIGTERM, at which a task's `finally` blocks run, and SIGKILL.
 TERM_GRACE = 1.0
@@ -72,6 +69,8 @@ class RunTask(Struct, frozen=True, kw_only=True, omit_defaults=True):
     payload: Raw
     info: TaskInfo
     heartbeat: MaybeRaw = None
+    #: W3C traceparent of the attempt's span; empty while nothing traces.
+    trace: str = ""
 
 
 class Said(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -257,6 +256,7 @@ class ChildPool:
             payload=attempt.arguments,
             info=attempt.info,
             heartbeat=attempt.last_heartbeat(),
+            trace=attempt.trace.place.header() if attempt.trace is not None else "",
         )
         await child.tell(run)
         try:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import logging
 import os
 from collections import deque
 from collections.abc import Callable
@@ -31,13 +30,13 @@ from ziggurat.program.context import attempting
 from ziggurat.program.options import Retry
 from ziggurat.program.registry import Registry
 from ziggurat.records import WIRE_VERSION, Delivery, Message, Outcome, Progress
+from ziggurat.telemetry import events
+from ziggurat.workers import tracing
 from ziggurat.workers.attempt import Attempt, StopReason
 from ziggurat.workers.carrying import Carrier
 from ziggurat.workers.children import Bootstrap, ChildPool
 from ziggurat.workers.options import WorkerOptions
 from ziggurat.workers.threads import Threads
-
-logger = logging.getLogger("ziggurat.workers")
 
 #: Seconds between two looks at what is running.
 TICK = 0.1
@@ -211,6 +210,7 @@ class Executor:
 
     def _start_clocks(self, attempt: Attempt) -> None:
         attempt.begin()
+        tracing.begun(attempt)
         if attempt.expires - attempt.beat_at < 1.0 or attempt.beat_limit < 1.0:
             self._check_exactly(attempt)
 
@@ -322,6 +322,7 @@ class Executor:
         if report is not None:
             attempt.done = True
             self._on_hold.pop(attempt, None)
+            tracing.ended(attempt, outcome)
             report(attempt, outcome)
 
     def _end_completed(self, attempt: Attempt, result: Raw) -> None:
@@ -344,9 +345,8 @@ class Executor:
     def _end_unbegun(self, attempt: Attempt) -> None:
         """Drop an attempt whose lease ran out before its code began: another worker may have run it, and its step be recorded."""
         attempt.stop_reason, attempt.stop_text = "lost", "The lease of this attempt ran out before it began."
-        logger.warning(
-            "The lease of %s (task %r) ran out before it began; it is left to others.", attempt.message.id, attempt.message.task
-        )
+        message = attempt.message
+        events.LEASE_RAN_OUT(message=message.id, task=message.task, run=message.run, step=message.step)
         self._end_stopped(attempt)
 
     def _end_stopped(self, attempt: Attempt, error: BaseException | None = None) -> None:
@@ -383,10 +383,16 @@ class Executor:
     def _abandon(self, attempt: Attempt) -> None:
         self.abandoned.add(attempt)
         where = "a thread, which nothing can stop" if attempt.task is None else "a coroutine that ignores its cancellation"
-        logger.warning(
-            "The task %r of run %s runs on in %s; its attempt %d was given up (%s). %d such attempts are running.",
-            attempt.message.task, attempt.message.run or "-", where, attempt.message.attempt, attempt.stop_reason, len(self.abandoned),
-        )  # fmt: skip
+        message, number = attempt.message, len(self.abandoned)
+        events.ATTEMPT_ABANDONED(
+            task=message.task,
+            run=message.run or "-",
+            where=where,
+            attempt=message.attempt,
+            reason=attempt.stop_reason,
+            abandoned=number,
+            step=message.step,
+        )
         self._end_stopped(attempt)
         if attempt.task is not None:
             attempt.task.cancel(attempt.stop_text)
@@ -460,7 +466,7 @@ def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *
     try:
         loop.call_soon_threadsafe(function, *args)
     except RuntimeError:
-        logger.info("A task ended in its thread in process %d after its worker had stopped; its result is dropped.", os.getpid())
+        events.LATE_THREAD(process=os.getpid())
 
 
 def make_executor(

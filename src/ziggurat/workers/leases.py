@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 from collections.abc import Callable, Collection
 
@@ -17,9 +16,8 @@ from ziggurat.clock import Clock
 from ziggurat.errors import QueueUnavailable
 from ziggurat.queues.interface import Queue
 from ziggurat.records import Delivery
+from ziggurat.telemetry import events
 from ziggurat.workers.attempt import Attempt
-
-logger = logging.getLogger("ziggurat.workers")
 
 #: Longest time in seconds that heartbeat details wait before the queue has them; a shorter lease shortens it.
 DETAILS_WAIT = 1.0
@@ -64,7 +62,7 @@ class LeaseKeeper:
             except QueueUnavailable:
                 continue  # The worker's own calls report the outage. Not renewed in time, the lease is lost, and the queue will say so.
             except Exception:
-                logger.exception("Leases could not be renewed; trying again in %.1f s.", pause)
+                events.LEASES_NOT_RENEWED(trace_of=True, seconds=pause)
                 continue
             if everything:
                 since = 0.0

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 
 from ziggurat.errors import QueueUnavailable
+from ziggurat.telemetry import events
 from ziggurat.telemetry.catalogue import QUEUE_OUTAGES
-
-logger = logging.getLogger("ziggurat.workers")
 
 #: First and longest pause between two tries, in seconds; each is spread by ±25 % so that workers do not return all at once.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
@@ -41,7 +39,7 @@ class Outage:
             self._pause = FIRST_PAUSE
             QUEUE_OUTAGES.inc()
             trace = None if expected else error
-            logger.warning("The worker %s cannot use its queue and keeps trying: %s", self._worker, self.sentence, exc_info=trace)
+            events.QUEUE_LOST(trace_of=trace, worker=self._worker, error=self.sentence)
         pause = self._pause * random.uniform(0.75, 1.25)
         self._pause = min(self._pause * 2, LONGEST_PAUSE)
         await asyncio.sleep(pause)
@@ -51,5 +49,5 @@ class Outage:
         self._failing.discard(verb)
         if self.since and not self._failing:
             lasted = asyncio.get_running_loop().time() - self.since
-            logger.warning("The worker %s can use its queue again, after %.1f s.", self._worker, lasted)
+            events.QUEUE_BACK(worker=self._worker, seconds=lasted)
             self.since, self.sentence = 0.0, ""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import os
 import signal
@@ -21,14 +20,12 @@ import msgspec
 from msgspec import Struct
 
 from ziggurat.clock import Clock, SystemClock
-from ziggurat.telemetry import catalogue
+from ziggurat.telemetry import catalogue, events
 from ziggurat.workers.health import MAX_POLL_AGE, Health, HealthServer
 from ziggurat.workers.options import ENDINGS
 from ziggurat.workers.orphans import watch_pool
 from ziggurat.workers.usage import Used, together
 from ziggurat.workers.worker import Worker
-
-logger = logging.getLogger("ziggurat.workers")
 
 T = TypeVar("T")
 
@@ -122,7 +119,7 @@ async def serve(
         with told.listening():
             started(server)
             await told.asked.wait()
-            logger.info("This worker process drains: %s.", told.reason)
+            events.DRAINING(reason=told.reason)
             await drain(told.grace)
         return RECYCLE if any(worker.recycle for worker in told.workers) else 0
     finally:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import deque
 
 from ziggurat.errors import QueueUnavailable
 from ziggurat.queues.interface import Queue
 from ziggurat.records import Progress
-
-logger = logging.getLogger("ziggurat.workers")
+from ziggurat.telemetry import events
 
 #: Progress that waits to be published, at most; the oldest is dropped first.
 KEPT = 10_000
@@ -57,4 +55,4 @@ class Publisher:
             except QueueUnavailable:
                 return
             except Exception:
-                logger.exception("Progress could not be published; %d records are dropped.", len(batch))
+                events.PROGRESS_DROPPED(trace_of=True, records=len(batch))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 
 from msgspec.structs import replace
@@ -12,12 +11,11 @@ from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import QueueUnavailable
 from ziggurat.queues.interface import Queue
 from ziggurat.records import Depth
+from ziggurat.telemetry import events
 from ziggurat.telemetry.catalogue import POOL_WANTED, POOL_WORKERS
 from ziggurat.workers.autoscale import Decision, Load, Meter, Policy, Recent, Stats, desired
 from ziggurat.workers.pools.interface import PoolSeen, WorkerPool
 from ziggurat.workers.quota import Appetite, Quotas
-
-logger = logging.getLogger("ziggurat.workers")
 
 #: Seconds between two looks.
 INTERVAL = 0.25
@@ -83,10 +81,10 @@ class Scaler:
                 down = False
             except QueueUnavailable as error:
                 if not down:
-                    logger.warning("The pool %s is not scaled while its queue is unavailable: %s", self.pool.name, error)
+                    events.POOL_NOT_SCALED(pool=self.pool.name, error=error)
                 down = True
             except Exception:
-                logger.exception("The pool %s could not be scaled; trying again.", self.pool.name)
+                events.POOL_FAILED(trace_of=True, pool=self.pool.name)
             await asyncio.sleep(INTERVAL)
 
     async def look(self) -> Decision:
@@ -114,8 +112,8 @@ class Scaler:
         self._recent.note(decision.demand)
         before = self.decision
         if before is None or (decision.count, decision.constraint) != (before.count, before.constraint):
-            logger.info(
-                "The pool %s wants %d workers (%s): %s", self.pool.name, decision.count, decision.constraint, decision.explanation
+            events.POOL_WANTS(
+                pool=self.pool.name, workers=decision.count, constraint=decision.constraint, explanation=decision.explanation
             )
         self.seen, self.depth, self.decision = seen, depth, decision
         await self.pool.scale(decision.count)

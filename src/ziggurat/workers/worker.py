@@ -12,7 +12,6 @@ is left then goes back too, with no attempt burned.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 import uuid
@@ -26,6 +25,7 @@ from ziggurat.program.failures import describe
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue
 from ziggurat.records import Delivery, ErrorInfo, Outcome
+from ziggurat.telemetry import events
 from ziggurat.workers.alone import Isolation
 from ziggurat.workers.attempt import Attempt, without_payload
 from ziggurat.workers.ceiling import keep_checking, over_ceiling
@@ -39,8 +39,6 @@ from ziggurat.workers.presence import Showing
 from ziggurat.workers.progress import Publisher
 from ziggurat.workers.usage import together, used_by
 from ziggurat.workers.waiting import wait_for
-
-logger = logging.getLogger("ziggurat.workers")
 
 T = TypeVar("T")
 
@@ -269,7 +267,7 @@ class Worker:
         except ConfigurationError as error:
             # Counted, so that a message which nobody can run ends among the dead letters with this reason.
             delay = min(60.0, self.options.refusal_delay * 3.0 ** min(delivery.epoch - 1, 10))
-            logger.warning("The message %s goes back to the queue for %.0f s: %s", message.id, delay, error)
+            events.MESSAGE_RETURNED(message=message.id, seconds=delay, error=error, task=message.task, run=message.run)
             self._give_back(delivery, delay, str(error))
             return
         self._held[message.id] = attempt
@@ -354,10 +352,12 @@ class Worker:
             return
         ((attempt, outcome),) = finished
         if outcome.result is None and outcome.heartbeat is None:
-            logger.error("The queue refuses the outcome of %s; its lease will run out.", attempt.message.id, exc_info=error)
+            events.OUTCOME_GIVEN_UP(
+                trace_of=error, message=attempt.message.id, task=attempt.message.task, run=attempt.message.run
+            )
             self._let_go(attempt)
             return
-        logger.warning("The queue refuses the outcome of %s: %s", attempt.message.id, error)
+        events.OUTCOME_REFUSED(message=attempt.message.id, error=error, task=attempt.message.task, run=attempt.message.run)
         attempt.details = None
         info = describe(error)
         refused = ErrorInfo(type=info.type, message=f"The queue refused the outcome: {info.message}", retryable=False)
@@ -371,7 +371,7 @@ class Worker:
             try:
                 await self._call("release", lambda d=deliveries, s=delay, r=reason: self._queue.release(d, delay=s, reason=r))  # type: ignore[misc]
             except Exception:
-                logger.exception("%d messages could not be handed back; they return when their leases run out.", len(deliveries))
+                events.RELEASE_FAILED(trace_of=True, messages=len(deliveries))
             self.tally.released += len(deliveries)
             self._counts.released(len(deliveries))
             for delivery in deliveries:
@@ -410,10 +410,8 @@ class Worker:
     def _fenced(self, attempt: Attempt) -> None:
         self.tally.lost += 1
         self._counts.fenced(attempt.delivery)
-        logger.warning(
-            "The lease of %s (task %r) is lost, so this attempt's outcome is dropped; another worker has the message.",
-            attempt.message.id, attempt.message.task,
-        )  # fmt: skip
+        message = attempt.message
+        events.LEASE_LOST(message=message.id, task=message.task, run=message.run, step=message.step, worker=self.name)
         if attempt.calls:
             attempt.show_calls(attempt.calls)
 
@@ -448,10 +446,7 @@ class Worker:
             self._executor.stop(attempt, "drain", "The worker is ending, and the grace period is over.")
         await self._until_idle(lambda: self.options.cleanup + 1.0 + self._queue.options.lease)
         if self._held or self._returned:
-            logger.error(
-                "The worker %s ends with %d messages that it could not settle; they return when their leases run out.",
-                self.name, len(self._held),
-            )  # fmt: skip
+            events.UNSETTLED(worker=self.name, messages=len(self._held))
 
     async def _until_idle(self, limit: Callable[[], float]) -> None:
         """Wait until nothing is held or waits to be handed back, at most `limit()` seconds; the limit may shrink meanwhile."""

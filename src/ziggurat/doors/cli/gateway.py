@@ -47,7 +47,7 @@ async def _serve(settings: Settings, as_json: bool) -> int:
     from ziggurat.doors.cli.logs import show_logs
     from ziggurat.doors.gateway import open_gateway
 
-    show_logs(staying=True)
+    show_logs(staying=True, as_json=settings.telemetry.logs == "json")
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -6,6 +6,8 @@ import logging
 import sys
 from typing import TextIO
 
+from ziggurat.telemetry.logs import JsonLines
+
 
 class _Stderr(logging.StreamHandler[TextIO]):
     """Writes to what stderr is at the moment: the live view stands in for it while it draws."""
@@ -22,12 +24,15 @@ class _Stderr(logging.StreamHandler[TextIO]):
         pass
 
 
-def show_logs(*, staying: bool = False, verbose: bool = False) -> None:
-    """Show the logs of Ziggurat, from warnings on; with `staying` or `verbose` from information on."""
+def show_logs(*, staying: bool = False, verbose: bool = False, as_json: bool = False) -> None:
+    """Show the logs of Ziggurat, from warnings on; with `staying` or `verbose` from information on; `as_json` for machines."""
     handler = _Stderr()
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(message)s" if staying else "%(name)s %(levelname)s: %(message)s")
-    )
+    if as_json:
+        handler.setFormatter(JsonLines())
+    else:
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(message)s" if staying else "%(name)s %(levelname)s: %(message)s")
+        )
     for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
         logging.addLevelName(level, logging.getLevelName(level).lower())
     logger = logging.getLogger("ziggurat")

@@ -143,7 +143,7 @@ async def stay(
     # A worker that a pool started says what is wrong, and leaves the rest to the pool.
     managed = options.status_fd is not None
     live = view is not None and view.live
-    show_logs(staying=not managed and not live)
+    show_logs(staying=not managed and not live, as_json=system.settings.telemetry.logs == "json")
 
     def hurry() -> None:
         system.hurry()

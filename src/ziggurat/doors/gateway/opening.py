@@ -15,6 +15,7 @@ from ziggurat.inference.router import Router
 from ziggurat.records import CallRecord
 from ziggurat.settings import Settings
 from ziggurat.telemetry.catalogue import GATEWAY_COST
+from ziggurat.telemetry.export import set_up
 
 
 @asynccontextmanager
@@ -24,6 +25,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[tuple[Gateway, Route
     What is under way when the block ends is cut; `gateway.drain()` before lets it end. Raises ConfigurationError, LayerUnreachable.
     """
     async with contextlib.AsyncExitStack() as stack:
+        set_up(settings.telemetry)
         keyring = Keyring(settings.resolve(settings.gateway.path), settings.gateway.keys)
         ledger = Ledger(settings.ledger_path)
         stack.callback(ledger.close)

@@ -7,7 +7,6 @@ the queue takes them, and history is the truth in the meantime.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Callable
 
@@ -20,12 +19,12 @@ from ziggurat.errors import LayerUnreachable, Overloaded, PayloadTooLarge
 from ziggurat.orchestrator.embedded.carrying import Carrier
 from ziggurat.orchestrator.embedded.steps import Step
 from ziggurat.orchestrator.embedded.writer import Write
+from ziggurat.orchestrator.tracing import carried
 from ziggurat.program.failures import describe
 from ziggurat.queues.interface import Queue
 from ziggurat.records import PRIORITY_NORMAL, Concurrency, Lane, Message, Outcome, Rate, Run, message_id
+from ziggurat.telemetry import events
 from ziggurat.telemetry.catalogue import DISPATCH_SECONDS, IN_FLIGHT, OUTBOX, OUTCOMES, QUEUE_SENT, RESENT
-
-log = logging.getLogger("ziggurat.orchestrator")
 
 #: Messages in one send.
 _BATCH = 512
@@ -147,6 +146,7 @@ class Dispatcher:
             heartbeat=step.heartbeat,
             concurrency=Concurrency(step.bound["concurrency"], concurrency.limit) if concurrency is not None else None,
             rate=Rate(step.bound["rate"], rate[0], rate[1]) if rate is not None else None,
+            trace=carried(run, step.number),
         )
 
     async def _hand_over(self) -> None:
@@ -159,14 +159,14 @@ class Dispatcher:
             except (LayerUnreachable, Overloaded) as error:
                 if self._closing:
                     return
-                log.warning("The queue does not take messages now and will be asked again: %s", error)
+                events.SEND_REFUSED(error=error)
                 await asyncio.sleep(_RETRY)
                 self._wake.set()
             except PayloadTooLarge:
                 await self._refuse_too_large()
                 self._wake.set()
             except Exception:
-                log.exception("The queue failed in an unforeseen way and will be asked again.")
+                events.SEND_FAILED(trace_of=True)
                 await asyncio.sleep(_RETRY)
                 self._wake.set()
             if self._closing and not (self._outbox or self._cancels or self._acks):
@@ -227,7 +227,7 @@ class Dispatcher:
             try:
                 outcomes = await self.queue.outcomes(_BATCH, 5.0)
             except LayerUnreachable as error:
-                log.warning("The queue gives no outcomes now and will be asked again: %s", error)
+                events.NO_OUTCOMES(error=error)
                 await asyncio.sleep(_RETRY)
                 continue
             if outcomes:
@@ -248,11 +248,11 @@ class Dispatcher:
                     missing = await self.queue.missing(part)
                     lost = {id_: self.in_flight[id_][0] for id_ in missing if id_ in self.in_flight}
                     if lost:
-                        log.warning("The queue has lost %d messages; they are sent again.", len(lost))
+                        events.MESSAGES_LOST(messages=len(lost))
                         RESENT.inc(len(lost))
                         self._resend(lost)
             except LayerUnreachable as error:
-                log.warning("The queue cannot be swept now and will be asked again: %s", error)
+                events.SWEEP_FAILED(error=error)
 
 
 _lanes: dict[tuple[str, str, str, int], Lane] = {}

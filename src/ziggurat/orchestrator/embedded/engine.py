@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import gc
-import logging
 from collections.abc import AsyncGenerator, Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -41,9 +40,8 @@ from ziggurat.orchestrator.interface import Capabilities, Orchestrator
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue
 from ziggurat.records import ENDED, STOPPED, DeadLetter, Event, Run, RunEvent, RunFilter, StartRequest, StepView, Usage
+from ziggurat.telemetry import events
 from ziggurat.units import human_seconds
-
-log = logging.getLogger("ziggurat.orchestrator")
 
 #: Longest time between two purges of what is past its retention, in seconds.
 _RETAIN_EVERY = 600.0
@@ -169,7 +167,7 @@ class EmbeddedOrchestrator(Orchestrator):
         while True:
             purged = await self.purge(RunFilter(ended_before=self.clock.time() - retention))
             if purged:
-                log.info("%d runs that ended more than %s ago were purged.", purged, human_seconds(retention))
+                events.RUNS_PURGED(runs=purged, age=human_seconds(retention))
             await asyncio.sleep(min(max(retention / 10, 1.0), _RETAIN_EVERY))
 
     async def _take_progress(self) -> None:

@@ -17,6 +17,7 @@ from ziggurat.orchestrator.embedded.resident import Resident
 from ziggurat.orchestrator.embedded.steps import Step
 from ziggurat.orchestrator.embedded.store import event_row, run_row
 from ziggurat.orchestrator.embedded.writer import Write
+from ziggurat.orchestrator.tracing import passed_on
 from ziggurat.records import ENDED, ErrorInfo, Event, Run, StartRequest
 
 
@@ -68,6 +69,7 @@ class Family:
             tags=options.tags,
             priority=options.priority or run.priority,
             budget_usd=options.budget,
+            trace=passed_on(run, step.number),
         )
         _, write = self._driver.admit(new_run(request, self._driver.clock.time(), run.id, step.number))
         self._driver.write(write)

@@ -5,7 +5,6 @@ Each is checked against the steps that the run waits for, turned into an event, 
 
 from __future__ import annotations
 
-import logging
 import random
 from collections import deque
 from functools import partial
@@ -26,8 +25,7 @@ from ziggurat.orchestrator.embedded.store import BURY, letter_row
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.orchestrator.retry import next_attempt
 from ziggurat.records import CallRecord, DeadLetter, ErrorInfo, Event, Outcome, Progress, RunEvent
-
-log = logging.getLogger("ziggurat.orchestrator")
+from ziggurat.telemetry import events
 
 #: Ids of calls kept in memory, to know those again whose record is on its way to the disk.
 _CALLS_REMEMBERED = 10_000
@@ -55,7 +53,7 @@ class Inbox:
                 self._take(outcome)
             except Exception:
                 # It is not acknowledged, so it comes again.
-                log.exception("The outcome of %s could not be recorded.", outcome.message)
+                events.OUTCOME_LEFT(trace_of=True, message=outcome.message, run=outcome.run, task=outcome.task)
 
     def _take(self, outcome: Outcome) -> None:
         if outcome.run in self.driver.parked:
@@ -246,7 +244,7 @@ class Inbox:
                 try:
                     self._take_calls(item)
                 except msgspec.MsgspecError:
-                    log.warning("What a worker said of the model calls of run %s cannot be read and is dropped.", item.run)
+                    events.CALLS_UNREADABLE(run=item.run)
                 continue
             resident = self.driver.residents.get(item.run)
             if item.kind == "started" and resident is not None:

@@ -6,7 +6,6 @@ The writer commits in its own thread; what is to happen after a commit is called
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +13,7 @@ from typing import Any, TypeVar
 from ziggurat.errors import LayerUnreachable, StateUnusable
 from ziggurat.orchestrator.embedded.store import Reader
 from ziggurat.orchestrator.embedded.writer import Write, Writer
-
-log = logging.getLogger("ziggurat.orchestrator")
+from ziggurat.telemetry import events
 
 T = TypeVar("T")
 
@@ -118,10 +116,10 @@ class Journal:
             try:
                 write.done()
             except Exception:
-                log.exception("A run could not be driven on; it is left as recorded.")
+                events.DRIVING_FAILED(trace_of=True)
 
     def _on_failed(self, error: StateUnusable) -> None:
-        log.error("%s The engine stops; what was recorded is safe.", error)
+        events.STATE_FAILED(error=error)
         self._failure = error
         self._fail_waits(error)
 

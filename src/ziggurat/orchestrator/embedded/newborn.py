@@ -36,6 +36,7 @@ def new_run(request: StartRequest, now: float, parent: str = "", parent_step: in
         started_at=now,
         parent=parent,
         parent_step=parent_step,
+        trace=request.trace,
     )
 
 

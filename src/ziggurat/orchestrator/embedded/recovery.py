@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 
 from ziggurat.orchestrator.embedded.driver import Driver
-
-log = logging.getLogger("ziggurat.orchestrator")
+from ziggurat.telemetry import events
 
 #: Runs replayed between two looks at the event loop.
 _AT_ONCE = 100
@@ -26,7 +24,7 @@ async def recover(driver: Driver) -> None:
             try:
                 driver.resident(run_id)
             except Exception:
-                log.exception("The run %s could not be taken up again; it is left as recorded.", run_id)
+                events.RUN_LEFT(trace_of=True, run=run_id)
         done += 1
         if done % _AT_ONCE == 0:
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What the engine says of itself once something is on the disk: to watchers, and as metrics.
+"""What the engine says of itself once something is on the disk: to watchers, as metrics and as spans.
 
 Only what happens is told, never what is replayed: whatever calls `event` does so after the commit that recorded the event.
 """
@@ -6,8 +6,9 @@ Only what happens is told, never what is replayed: whatever calls `event` does s
 from __future__ import annotations
 
 from ziggurat.orchestrator.embedded.watching import Watchers
+from ziggurat.orchestrator.tracing import tell
 from ziggurat.records import Event, Run
-from ziggurat.telemetry import catalogue
+from ziggurat.telemetry import catalogue, events, tracing
 
 _STEP = {"step_completed": "completed", "step_failed": "failed", "timer_fired": "completed"}
 _STOPPED = {"run_completed": "completed", "run_failed": "failed", "run_cancelled": "cancelled", "run_parked": "parked"}
@@ -29,6 +30,8 @@ class Telling:
         """Tell of an event of a run's history that is on the disk."""
         if self._watchers:
             self._watchers.event(run, event)
+        if tracing.current is not None:
+            tell(run, event)
         kind = event.kind
         counted = self._steps.get((event.step_kind, kind))
         if counted is not None:
@@ -38,6 +41,7 @@ class Telling:
                 seconds.observe(event.at - event.requested_at)
             if event.detail == "dead":
                 catalogue.DEAD_LETTERS.labels(event.name).inc()
+                events.DEAD_LETTER(run=run.id, task=event.name, step=event.step, attempt=event.attempt)
         elif kind in ("run_started", "run_forked"):
             catalogue.RUNS_STARTED.labels(run.workflow).inc()
         elif kind == "attempt_failed":
@@ -46,7 +50,9 @@ class Telling:
             catalogue.SIGNALS.inc()
         elif kind in _STOPPED:
             catalogue.RUNS_STOPPED.labels(run.workflow, _STOPPED[kind]).inc()
-            if kind != "run_parked":
+            if kind == "run_parked":
+                events.RUN_PARKED(run=run.id, workflow=run.workflow, namespace=run.namespace)
+            else:
                 catalogue.RUN_SECONDS.labels(run.workflow).observe(max(0.0, event.at - run.created_at))
 
     def replayed(self, events: int) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import logging
 from collections.abc import Callable
 
 from ziggurat.clock import Clock
-
-log = logging.getLogger("ziggurat.orchestrator")
+from ziggurat.telemetry import events
 
 #: The heap is cleaned of forgotten entries when they are more than half of it, and more than this.
 _STALE_MIN = 10_000
@@ -64,7 +62,7 @@ class Timers:
                 try:
                     self._call(run, step)
                 except Exception:
-                    log.exception("The run %s could not be driven on at its moment; it is left as recorded.", run)
+                    events.RUN_LEFT(trace_of=True, run=run)
         if self._heap:
             self._arm(self._heap[0][0])
 

@@ -8,7 +8,6 @@ except those that the caller marks with `once`.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
@@ -16,8 +15,7 @@ from typing import Any, NoReturn
 from ziggurat.errors import MissingExtra, QueueUnavailable
 from ziggurat.queues.backends.redis_scripts import Script, load
 from ziggurat.settings.redis_url import Address
-
-log = logging.getLogger("ziggurat.queues.redis")
+from ziggurat.telemetry import events
 
 #: Seconds until a connection or an answer must be there.
 CONNECT_TIMEOUT = 3.0
@@ -278,12 +276,7 @@ class Server:
                 f"The Redis server at {self.address} is a node of a Cluster; write queue.url as redis+cluster://host:port,host:port."
             )
         if facts.get("maxmemory") and facts.get("maxmemory_policy") != "noeviction":
-            log.warning(
-                "The Redis server at %s evicts keys when its memory is full (%s), messages among them; they are sent again, late. "
-                "Set maxmemory-policy noeviction.",
-                self.address,
-                facts["maxmemory_policy"],
-            )
+            events.REDIS_EVICTS(address=self.address, policy=facts["maxmemory_policy"])
         return bool(commands)
 
     # -- trouble -------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ clock may be minutes off.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -33,8 +32,8 @@ from ziggurat.queues.backends.redis_wakes import GLANCE, Waiting, Wakes
 from ziggurat.queues.interface import Capabilities, Queue, QueueOptions
 from ziggurat.records import DeadLetter, Delivery, Depth, Message, Outcome, Presence, Progress, encode
 from ziggurat.settings.redis_url import read_url
+from ziggurat.telemetry import events
 
-log = logging.getLogger("ziggurat.queues.redis")
 T = TypeVar("T")
 
 #: Most messages and bytes that one script takes or gives; a larger batch is several, so that nobody else waits for long.
@@ -343,7 +342,7 @@ class RedisQueue(Queue):
             try:
                 await self._tick()
             except QueueUnavailable as error:
-                log.warning("Leases and delays are not looked after now: %s", error)
+                events.UPKEEP_FAILED(error=error)
                 self._next_tick = loop.time() + GLANCE
 
     async def _tick(self) -> None:
@@ -365,4 +364,4 @@ async def _forgiving(doing: Awaitable[Any]) -> None:
     try:
         await doing
     except QueueUnavailable as error:
-        log.debug("Left to the lease's end: %s", error)
+        events.LEFT_TO_LEASE(error=error)

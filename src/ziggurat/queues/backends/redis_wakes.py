@@ -9,7 +9,6 @@ in `GLANCE` seconds anyway: a wake may be lost, a message may not.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,8 +16,7 @@ from uuid import uuid4
 
 from ziggurat.errors import QueueUnavailable
 from ziggurat.queues.backends.redis_connection import Server, Subscription, end
-
-log = logging.getLogger("ziggurat.queues.redis")
+from ziggurat.telemetry import events
 
 #: Seconds after which a waiting call looks even if nobody woke it.
 GLANCE = 1.0
@@ -114,10 +112,10 @@ class Wakes:
             except QueueUnavailable as error:
                 if self._server.closed:
                     return
-                log.debug("Nothing wakes waiting calls now, they look by themselves: %s", error)
+                events.WAKES_FAILED(error=error)
                 await asyncio.sleep(random.uniform(0.5, 1.0))
             except Exception as error:
-                log.debug("The connection that wakes waiting calls broke and is made anew: %s", error)
+                events.WAKES_BROKE(error=error)
             finally:
                 if subscription is not None:
                     await subscription.close()

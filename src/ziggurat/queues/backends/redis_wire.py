@@ -6,7 +6,6 @@ decoded in one go.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -16,8 +15,8 @@ from msgspec import Raw, Struct
 
 from ziggurat.queues.deadletters import dead_outcome, lease_ran_out
 from ziggurat.records import DeadLetter, Delivery, Lane, MaybeRaw, Message, Outcome, Presence, Progress
+from ziggurat.telemetry import events
 
-log = logging.getLogger("ziggurat.queues.redis")
 T = TypeVar("T")
 
 #: Payloads of an answer above this many bytes are copied out of it, so that one long task does not keep a whole batch in memory.
@@ -278,7 +277,7 @@ def read_outcomes(answer: bytes) -> list[Outcome]:
             try:
                 found.append(_read_outcome(raw))
             except msgspec.ValidationError as error:
-                log.warning("An outcome that this version cannot read is left on the queue: %s", error)
+                events.OUTCOME_UNREADABLE(error=error)
     outcomes = []
     for it in found:
         if it.o is not None:
@@ -308,7 +307,7 @@ def read_presences(answer: Sequence[tuple[int, bytes]]) -> list[Presence]:
         try:
             found.append(msgspec.structs.replace(_decode_presence(body), seen_at=seen_ms / 1000))
         except msgspec.MsgspecError:
-            log.warning("A worker shows itself in a way that this version cannot read; it is left out.")
+            events.PRESENCE_UNREADABLE()
     return sorted(found, key=lambda presence: presence.worker)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +18,11 @@ from typing import IO
 import msgspec
 
 from ziggurat.clock import Clock, SystemClock
+from ziggurat.telemetry import events
 from ziggurat.workers.pools.interface import PoolSeen, WorkerPool, WorkerSeen
 from ziggurat.workers.pools.starting import CommandStarter, Started, Starter
 from ziggurat.workers.process import RECYCLE, Status
 from ziggurat.workers.usage import together
-
-logger = logging.getLogger("ziggurat.workers")
 
 #: First and longest pause before a worker is started after one crashed, in seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
@@ -167,7 +165,7 @@ class ProcessPool(WorkerPool):
         if worker.retired or self._closed:
             return
         if code in (0, RECYCLE):
-            logger.info("The worker %s ended with code %d and is started anew.", worker.name, code)
+            events.WORKER_ENDED(worker=worker.name, code=code)
             return
         if self._clock.monotonic() - began >= STABLE:
             self._crashes = 0
@@ -179,7 +177,7 @@ class ProcessPool(WorkerPool):
         self._crashes += 1
         self._start_at = self._clock.monotonic() + pause
         self._trouble = f"{text} The next one is started in {pause:g} s."
-        logger.warning("%s", self._trouble)
+        events.WORKER_CRASHED(what=text, seconds=pause, pool=self.name)
 
     def _is_up(self) -> None:
         self._trouble = ""
@@ -213,7 +211,7 @@ class _Process:
             try:
                 self.status = _statuses.decode(line)
             except msgspec.MsgspecError:
-                logger.warning("The worker %s said something that is not a status.", self.name)
+                events.WORKER_BABBLES(worker=self.name)
                 continue
             if self.starting:
                 self.starting = False
