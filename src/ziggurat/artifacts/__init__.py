@@ -8,7 +8,7 @@ from __future__ import annotations
 from ziggurat.artifacts.artifact import Artifact, Surroundings, ask_surroundings, current_library, use_library
 from ziggurat.artifacts.encryption import Keyring, read_key
 from ziggurat.artifacts.interface import ArtifactStore, StoredObject
-from ziggurat.artifacts.keys import artifact_keys, is_key
+from ziggurat.artifacts.keys import artifact_keys, is_key, key_for
 from ziggurat.artifacts.library import Library
 from ziggurat.artifacts.payloads import INLINE, Payloads, is_sealed
 
@@ -26,6 +26,7 @@ __all__ = [
     "current_library",
     "is_key",
     "is_sealed",
+    "key_for",
     "read_key",
     "use_library",
 ]

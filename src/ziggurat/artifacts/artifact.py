@@ -39,7 +39,7 @@ class Surroundings(Struct, frozen=True):
 
 
 _surroundings: list[Callable[[], Surroundings]] = [Surroundings]
-_libraries: list[Library] = []
+_libraries: list[Library | Callable[[], Library]] = []
 #: Names the function that opens the artifacts of ziggurat.toml for plain scripts. A name, because imports only look down.
 _DEFAULT_LIBRARY = "ziggurat.assembly:script_library"
 
@@ -49,8 +49,8 @@ def ask_surroundings(ask: Callable[[], Surroundings]) -> None:
     _surroundings[:] = [ask]
 
 
-def use_library(library: Library | None) -> None:
-    """Set where artifacts of this process are; None forgets it."""
+def use_library(library: Library | Callable[[], Library] | None) -> None:
+    """Set where artifacts of this process are, or what makes the library when the first is touched; None forgets it."""
     _libraries[:] = [library] if library is not None else []
 
 
@@ -58,8 +58,11 @@ def current_library() -> Library:
     """Return where artifacts of this process are; for a plain script that is what ziggurat.toml says, or the defaults."""
     if not _libraries:
         module, _, name = _DEFAULT_LIBRARY.partition(":")
-        use_library(cast(Library, getattr(importlib.import_module(module), name)()))
-    return _libraries[0]
+        use_library(cast(Callable[[], Library], getattr(importlib.import_module(module), name)))
+    found = _libraries[0]
+    if not isinstance(found, Library):
+        found = _libraries[0] = found()
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
-from ziggurat.artifacts import ArtifactStore, Keyring, Library, Payloads, read_key
+from ziggurat.artifacts import ArtifactStore, Keyring, Library, Payloads, read_key, use_library
 from ziggurat.assembly.backends import load_backend
 from ziggurat.settings import Settings, load_settings
 
@@ -38,14 +38,44 @@ def build_keyring(settings: Settings) -> Keyring | None:
 def build_payloads(settings: Settings) -> Payloads:
     """Return the seam through which all payloads of a system pass. Raises ConfigurationError, MissingExtra."""
     keyring = build_keyring(settings)
-    return Payloads(Library(build_store(settings), keyring), keyring=keyring, inline_limit=settings.artifacts.inline_limit)
+    return Payloads(build_library(settings, keyring), keyring=keyring, inline_limit=settings.artifacts.inline_limit)
+
+
+def build_library(settings: Settings, keyring: Keyring | None = None) -> Library:
+    """Return the configured artifact store with its keys. Raises ConfigurationError, MissingExtra."""
+    return Library(build_store(settings), keyring if keyring is not None else build_keyring(settings))
+
+
+#: The libraries that are open in this process; artifacts are read and saved in the newest.
+_open: list[Callable[[], Library]] = []
+
+
+def open_library(make: Callable[[], Library]) -> Callable[[], None]:
+    """Let artifacts of this process be read and saved in the library that `make` returns, until the function that is returned is called.
+
+    It is made when the first artifact is touched: a command that only looks needs neither the store's driver nor the keys.
+    """
+    made: list[Library] = []
+
+    def library() -> Library:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    def close() -> None:
+        _open.remove(library)
+        use_library(_open[-1] if _open else None)
+        for opened in made:
+            opened.close()
+
+    _open.append(library)
+    use_library(library)
+    return close
 
 
 def script_library() -> Library:
     """Return the artifacts of a plain script: those of ./ziggurat.toml, or of the defaults. Raises SettingsError, MissingExtra."""
-    library = build_payloads(load_settings()).library
-    assert library is not None
-    return library
+    return build_library(load_settings())
 
 
 def child_settings(settings: Settings) -> dict[str, Any]:

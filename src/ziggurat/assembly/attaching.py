@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from msgspec import Struct
 
-from ziggurat.assembly.artifacts import build_payloads
+from ziggurat.assembly.artifacts import build_library, build_payloads, open_library
 from ziggurat.assembly.backends import build_queue
 from ziggurat.assembly.modules import AppRegistry, make_importable
 from ziggurat.assembly.system import System
@@ -42,6 +43,8 @@ class Attachment:
         self.orchestrator = orchestrator
         self.system = system
         self._registry = system.registry if system is not None else registry
+        # A hosted system opens its own.
+        self._close_library = open_library(partial(build_library, settings)) if system is None else None
 
     @property
     def hosted(self) -> bool:
@@ -75,6 +78,9 @@ class Attachment:
 
     async def close(self, grace: float = 2.0) -> None:
         """Let go. A hosted system gets `grace` seconds for attempts under way, which were paid for."""
+        if self._close_library is not None:
+            self._close_library()
+            self._close_library = None
         if self.system is not None:
             await self.system.close(grace)
         else:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from ziggurat import codec
-from ziggurat.artifacts import Payloads, use_library
-from ziggurat.assembly.artifacts import build_payloads
+from ziggurat.artifacts import Library, Payloads
+from ziggurat.assembly.artifacts import build_payloads, open_library
 from ziggurat.assembly.backends import LOCAL_QUEUES, build_orchestrator, build_queue
 from ziggurat.assembly.depths import Depths
 from ziggurat.assembly.endpoints import build_models
@@ -38,8 +38,6 @@ from ziggurat.workers.worker import Worker
 
 #: The inference layers of the systems that are open in this process; direct calls use the newest.
 _models: list[Any] = []
-#: Likewise the artifacts.
-_libraries: list[Any] = []
 #: Seconds between two looks for queues that a pool with "*" does not serve yet.
 _NEW_QUEUES_EVERY = 1.0
 
@@ -125,9 +123,7 @@ class System:
             )
         self.payloads = build_payloads(settings)
         library = self.payloads.library
-        _libraries.append(library)
-        use_library(library)
-        self._stack.callback(_forget_library, library)
+        self._stack.callback(open_library(lambda: cast(Library, library)))
         chosen = self._chosen_pools()
         embedded = self._orchestrate and settings.orchestrator.backend == "embedded"
         state = settings.state_path
@@ -354,12 +350,6 @@ class Pool:
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-def _forget_library(library: Any) -> None:
-    _libraries.remove(library)
-    use_library(_libraries[-1] if _libraries else None)
-    library.close()
 
 
 async def _forget_models(models: Any) -> None:

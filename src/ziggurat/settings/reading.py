@@ -50,7 +50,10 @@ def load_settings(path: Path | str | None = None, environ: Mapping[str, str] | N
 
 def local_settings(state: Path | str, environ: Mapping[str, str] | None = None) -> Settings:
     """Return the defaults with the state file `state`: no settings file and no ZIGGURAT_* variable counts."""
-    settings = Settings.model_validate({"orchestrator": {"path": str(Path(state).expanduser().absolute())}})
+    path = Path(state).expanduser().absolute()
+    settings = Settings.model_validate(
+        {"orchestrator": {"path": str(path)}, "artifacts": {"url": str(path.with_name("artifacts"))}}
+    )
     return settings.model_copy(update=_built_in(settings, os.environ if environ is None else environ))
 
 

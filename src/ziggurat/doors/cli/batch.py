@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from msgspec import UNSET
 
 from ziggurat.doors.cli.common import (
     INTERRUPTED,
@@ -32,7 +33,8 @@ from ziggurat.doors.cli.common import (
     run_object,
     say,
 )
-from ziggurat.errors import ConfigurationError, InvalidData, ZigguratError
+from ziggurat.doors.cli.files import describe_file, file_input, with_files, with_saved_files
+from ziggurat.errors import ConfigurationError, InvalidData, UnknownName, ZigguratError
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -49,11 +51,13 @@ SAY_EVERY = 10.0
 class Item:
     """One input: where it stands, and its value, or why it has none."""
 
-    __slots__ = ("error", "id", "source", "value")
+    __slots__ = ("error", "files", "id", "source", "value")
 
     def __init__(self, source: str, value: Any = None, error: str = "") -> None:
         self.source, self.value, self.error = source, value, error
         self.id = ""
+        #: Whether the value names files that are to be saved as artifacts.
+        self.files = False
 
 
 def batch(
@@ -75,8 +79,8 @@ def batch(
 ) -> None:
     """Run a workflow over many inputs. The same command again goes on where it stopped.
 
-    Each line of a .jsonl file is one input. Any other file is an input itself: its path is given to the workflow's one parameter,
-    or to the field "path" of a model.
+    Each line of a .jsonl file is one input. Any other file is an input itself: it is saved as an artifact where the workflow takes one,
+    else its path is given to the workflow's one parameter, or to the field "path" of a model.
     """
     items = list(read_items(inputs))
     done = read_output(output, drop_failed=retry_failed)
@@ -128,8 +132,13 @@ class Batch:
     def _payload(self, item: Item) -> bytes:
         arguments = self._definition.arguments
         if not isinstance(item.value, Path):
-            return bytes(arguments.encode_input(item.value))
+            described = with_files(self._definition, item.value, describe_file)
+            item.files = described != item.value
+            return bytes(arguments.encode_input(described))
         path = str(item.value)
+        if (as_artifact := file_input(self._definition, path)) is not None:
+            item.value, item.files = as_artifact, True
+            return bytes(arguments.encode_input(with_files(self._definition, as_artifact, describe_file)))
         parameters = list(arguments.fields)
         for value in ({parameters[0]: path} if len(parameters) == 1 else None, {"path": path}):
             if value is not None:
@@ -171,13 +180,25 @@ class Batch:
                 "usage": usage,
             }
             return {**line, "started_at": None, "ended_at": None, "source": item.source}
-        handle: Handle[Any] = await self._client.start_with(self._definition, item.value, id=item.id, **self._options)
+        handle: Handle[Any] = await self._start(item)
         run: Run = await handle.info()
         if run.status == "failed" and self._retry_failed:
             await handle.retry()
         elif run.status in ("paused", "parked"):
             await handle.resume()
         return {**run_object(await handle.wait()), "source": item.source}
+
+    async def _start(self, item: Item) -> Handle[Any]:
+        """Start an item's run, or find it; its files are saved only for a run that is not there yet."""
+        value = item.value
+        if item.files:
+            try:
+                await self._client.get(item.id)
+                value = UNSET
+            except UnknownName:
+                _, value = await with_saved_files(self._client, self._definition, value)
+        handle: Handle[Any] = await self._client.start_with(self._definition, value, id=item.id, **self._options)
+        return handle
 
 
 # -- inputs ---------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from ziggurat.doors.cli.common import (
     run_object,
     say,
 )
+from ziggurat.doors.cli.files import with_saved_files
 
 if TYPE_CHECKING:
     from ziggurat.client import Handle
@@ -37,7 +38,8 @@ Input = Annotated[
         "--input",
         "-i",
         metavar="JSON",
-        help="A JSON object whose keys are the workflow's parameters; @file reads it, - takes stdin. Not needed for a run that exists.",
+        help="A JSON object whose keys are the workflow's parameters; @file reads it, - takes stdin. "
+        'A value "@report.pdf" is that file, where an Artifact is due. Not needed for a run that exists.',
     ),
 ]
 Id = Annotated[str, typer.Option("--id", metavar="ID", help="Names the run; starting an id twice starts once.")]
@@ -64,7 +66,7 @@ def run(
 
     async def main() -> int:
         async with client_of(config, "host") as client:
-            handle: Handle[Any] = await client.start_with(workflow, value, **options)
+            handle: Handle[Any] = await client.start_with(*await with_saved_files(client, workflow, value), **options)
             return await watch_to_end(handle, as_json, again=f"ziggurat run {workflow} --id {handle.id}")
 
     raise typer.Exit(run_hosting(main()))
@@ -97,7 +99,7 @@ def start(
 
     async def main() -> None:
         async with client_of(config, "control") as client:
-            handle: Handle[Any] = await client.start_with(workflow, value, **options)
+            handle: Handle[Any] = await client.start_with(*await with_saved_files(client, workflow, value), **options)
             if as_json:
                 answer_json(run_object(await handle.info()))
             else:

@@ -23,6 +23,7 @@ from ziggurat.doors.cli.common import (
     run_object,
     say,
 )
+from ziggurat.doors.cli.files import with_saved_files
 from ziggurat.doors.cli.runs import Status, Workflow, read_statuses
 from ziggurat.errors import ConfigurationError
 
@@ -88,7 +89,11 @@ def fork(
 
     async def main() -> None:
         async with client_of(config, "control") as client:
-            forked: Handle[Any] = await client.handle(run).fork(step, input=value, id=id)
+            handle: Handle[Any] = client.handle(run)
+            filled = value
+            if value is not None:
+                _, filled = await with_saved_files(client, (await handle.info()).workflow, value)
+            forked: Handle[Any] = await handle.fork(step, input=filled, id=id)
             if as_json:
                 answer_json(run_object(await forked.info()))
             else:
