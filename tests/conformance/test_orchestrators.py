@@ -10,6 +10,7 @@ import pytest
 pytest.register_assert_rewrite(
     "ziggurat.testing.orchestrator_control",
     "ziggurat.testing.orchestrator_harness",
+    "ziggurat.testing.orchestrator_schedules",
     "ziggurat.testing.orchestrator_suite",
     "ziggurat.testing.orchestrator_surgery",
 )
@@ -25,7 +26,7 @@ from ziggurat.workers.worker import Worker  # noqa: E402
 
 
 class TestEmbedded(OrchestratorSuite):
-    options = EngineOptions(seed=1)
+    options = EngineOptions(seed=1, fire_schedules=True)
 
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path: Path) -> None:
@@ -50,4 +51,4 @@ class TestEmbedded(OrchestratorSuite):
 class TestEmbeddedThatForgets(TestEmbedded):
     """Every run is evicted whenever it rests, so that all of it works by replay."""
 
-    options = EngineOptions(seed=1, evict_always=True)
+    options = EngineOptions(seed=1, fire_schedules=True, evict_always=True)

@@ -15,6 +15,7 @@ from msgspec import Struct
 from ziggurat.assembly.artifacts import build_library, build_payloads, open_library
 from ziggurat.assembly.backends import build_queue
 from ziggurat.assembly.modules import AppRegistry, make_importable
+from ziggurat.assembly.schedules import schedule_of
 from ziggurat.assembly.system import System
 from ziggurat.clock import SystemClock
 from ziggurat.errors import StateLocked
@@ -23,8 +24,8 @@ from ziggurat.orchestrator.remote import OwnerGone, RemoteOrchestrator
 from ziggurat.orchestrator.sealing import SealedOrchestrator
 from ziggurat.program.registry import load_workflow
 from ziggurat.queues.interface import Queue
-from ziggurat.records import Depth, Presence, RunFilter
-from ziggurat.settings import Settings
+from ziggurat.records import Depth, Presence, RunFilter, Schedule
+from ziggurat.settings import ScheduleSettings, Settings
 
 #: "host" runs the system here unless another process does; "control" changes runs without driving them; "observe" only reads.
 Mode = Literal["host", "control", "observe"]
@@ -75,6 +76,10 @@ class Attachment:
         self.registry.add(workflow)
         if self.system is not None:
             self.system.serve_named_queues()
+
+    def schedule_of(self, name: str, wanted: ScheduleSettings) -> Schedule:
+        """Return the schedule that a person describes. Raises ConfigurationError, InvalidData."""
+        return schedule_of(name, wanted, self._settings, self.registry, origin="hand")
 
     async def close(self, grace: float = 2.0) -> None:
         """Let go. A hosted system gets `grace` seconds for attempts under way, which were paid for."""

@@ -101,14 +101,17 @@ def import_queue(backend: str) -> None:
 
 
 def build_orchestrator(
-    settings: Settings, queue: Queue, registry: Registry, clock: Clock, payloads: Payloads, *, drive: bool
+    settings: Settings, queue: Queue, registry: Registry, clock: Clock, payloads: Payloads, *, drive: bool, stay: bool = False
 ) -> Orchestrator:
-    """Return the configured orchestrator behind the seam of payloads, not yet open. Raises ConfigurationError, MissingExtra."""
-    return SealedOrchestrator(_build_orchestrator(settings, queue, registry, clock, payloads, drive=drive), payloads)
+    """Return the configured orchestrator behind the seam of payloads, not yet open. Raises ConfigurationError, MissingExtra.
+
+    One that is to `stay` fires schedules.
+    """
+    return SealedOrchestrator(_build_orchestrator(settings, queue, registry, clock, payloads, drive=drive, stay=stay), payloads)
 
 
 def _build_orchestrator(
-    settings: Settings, queue: Queue, registry: Registry, clock: Clock, payloads: Payloads, *, drive: bool
+    settings: Settings, queue: Queue, registry: Registry, clock: Clock, payloads: Payloads, *, drive: bool, stay: bool
 ) -> Orchestrator:
     wanted = settings.orchestrator
     made = load_backend("orchestrator", wanted.backend, ORCHESTRATORS)
@@ -136,6 +139,7 @@ def _build_orchestrator(
         artifact_grace=settings.artifacts.grace,
         sweep=wanted.sweep / 2,
         sweep_age=wanted.sweep,
+        fire_schedules=stay,
     )
     return cast(
         Orchestrator, made(settings.state_path, queue, registry, options=options, clock=clock, payloads=payloads, drive=drive)

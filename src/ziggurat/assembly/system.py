@@ -20,6 +20,7 @@ from ziggurat.assembly.ledgers import recorder
 from ziggurat.assembly.models import child_bootstrap
 from ziggurat.assembly.modules import AppRegistry, make_importable, reach_entry
 from ziggurat.assembly.scaled import ScaledPool, nursery_of, quotas_of
+from ziggurat.assembly.schedules import take_over_schedules
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import ConfigurationError
 from ziggurat.inference.ledger import Ledger
@@ -51,6 +52,7 @@ class System:
         drive: False opens the state for control verbs only; nothing is executed.
         orchestrate: False runs workers only, against a queue that processes share.
         pools: names of the pools to run here; all when None.
+        stay: True for a process that stays: schedules start runs here, and those of the settings are taken over.
         scale: True runs each pool as processes of their own, as many as the load wants; False as one worker in this process.
         output: a folder for what those processes print; None lets them print where this process does.
         registry: what is known already; the app's modules are imported otherwise.
@@ -66,6 +68,7 @@ class System:
         drive: bool = True,
         orchestrate: bool = True,
         pools: Collection[str] | None = None,
+        stay: bool = False,
         scale: bool = False,
         output: Path | None = None,
         registry: AppRegistry | None = None,
@@ -73,7 +76,7 @@ class System:
         self.settings = settings
         self._clock = clock or SystemClock()
         self._drive, self._orchestrate = drive, orchestrate
-        self._pool_names, self._scale, self._output = pools, scale, output
+        self._pool_names, self._scale, self._stay, self._output = pools, scale, stay, output
         #: True once `drain` was called.
         self.draining = False
         self._registry = registry
@@ -176,10 +179,14 @@ class System:
 
     async def _open_orchestrator(self) -> None:
         settings = self.settings
-        orchestrator = build_orchestrator(settings, self.queue, self.registry, self._clock, self.payloads, drive=self._drive)
+        orchestrator = build_orchestrator(
+            settings, self.queue, self.registry, self._clock, self.payloads, drive=self._drive, stay=self._stay
+        )
         await orchestrator.open()
         self.orchestrator = orchestrator
         self._stack.push_async_callback(orchestrator.close)
+        if self._stay:
+            await take_over_schedules(settings, self.registry, orchestrator.schedules)
         if self._drive:
             looking = asyncio.create_task(Depths(self.queue).run(), name="ziggurat-depths")
             self._stack.push_async_callback(_end, looking)

@@ -21,7 +21,7 @@ import stat
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -29,7 +29,9 @@ from msgspec import Raw, Struct
 from ziggurat.errors import LayerUnreachable, UnknownName
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
 from ziggurat.queues.interface import Queue
-from ziggurat.records import ErrorInfo, Event, MaybeRaw, Run, RunEvent, RunFilter, StartRequest
+from ziggurat.records import ErrorInfo, Event, MaybeRaw, Run, RunEvent, RunFilter, Schedule, StartRequest
+
+T = TypeVar("T")
 
 #: Both sides must speak the same version; a mixed pair says so at once.
 PROTOCOL = 1
@@ -63,6 +65,9 @@ class Arguments(Struct, frozen=True, omit_defaults=True, kw_only=True):
     where: RunFilter = RunFilter()
     request: StartRequest | None = None
     ids: list[str] = []
+    schedule: Schedule | None = None
+    since: float = 0.0
+    until: float = 0.0
     #: The caller's folder: where the module of a workflow that the owner does not know may lie.
     folder: str = ""
     #: The request that "stop" ends.
@@ -166,6 +171,13 @@ class ControlServer:
             "dead_letters": lambda a: orchestrator.dead_letters(a.limit),
             "redrive": lambda a: orchestrator.redrive(a.ids),
             "discard": lambda a: orchestrator.discard(a.ids),
+            "schedules.put": self._put_schedule,
+            "schedules.list": lambda a: orchestrator.schedules.list(),
+            "schedules.remove": lambda a: orchestrator.schedules.remove(a.name),
+            "schedules.pause": lambda a: orchestrator.schedules.pause(a.name, a.reason),
+            "schedules.resume": lambda a: orchestrator.schedules.resume(a.name),
+            "schedules.trigger": lambda a: orchestrator.schedules.trigger(a.name),
+            "schedules.backfill": lambda a: orchestrator.schedules.backfill(a.name, a.since, a.until),
         }
 
     @property
@@ -248,13 +260,23 @@ class ControlServer:
 
     async def _start(self, a: Arguments) -> Run:
         assert a.request is not None
+        request = a.request
+        return await self._reaching(request.entry, a.folder, lambda: self._orchestrator.start(request))
+
+    async def _put_schedule(self, a: Arguments) -> Schedule:
+        assert a.schedule is not None
+        schedule = a.schedule
+        return await self._reaching(schedule.entry, a.folder, lambda: self._orchestrator.schedules.put(schedule))
+
+    async def _reaching(self, entry: str, folder: str, verb: Callable[[], Awaitable[T]]) -> T:
+        """Carry out a verb that needs a workflow, and look in the caller's folder for one that is not known here."""
         try:
-            return await self._orchestrator.start(a.request)
+            return await verb()
         except UnknownName:
-            if self._reach is None or not a.request.entry:
+            if self._reach is None or not entry:
                 raise
-            self._reach(a.request.entry, a.folder)
-            return await self._orchestrator.start(a.request)
+            self._reach(entry, folder)
+            return await verb()
 
     async def _history(self, a: Arguments) -> list[Event]:
         """Return a page that is short enough for one line; the client asks on until a page is empty."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Collection
 from msgspec import Raw, Struct
 from msgspec.structs import replace
 
+from ziggurat.orchestrator.schedules import Schedules
 from ziggurat.records import DeadLetter, Event, Run, RunEvent, RunFilter, StartRequest, StepView
 
 
@@ -39,6 +40,8 @@ class Orchestrator(ABC):
     """The control surface over runs. Every verb on an unknown run raises UnknownName; an impossible one raises Conflict."""
 
     capabilities: Capabilities
+    #: When runs start by themselves; usable between `open` and `close`.
+    schedules: Schedules
 
     @abstractmethod
     async def open(self) -> None:

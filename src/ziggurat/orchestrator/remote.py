@@ -9,7 +9,7 @@ import asyncio
 import builtins
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from ziggurat import errors
 from ziggurat.errors import LayerUnreachable, ZigguratError
 from ziggurat.orchestrator.control import LINE_LIMIT, PROTOCOL, Arguments, Failure, Greeting, Reply, Request, wire_line
 from ziggurat.orchestrator.interface import Orchestrator
-from ziggurat.records import DeadLetter, Depth, Event, Presence, Run, RunEvent, RunFilter, StartRequest, StepView
+from ziggurat.orchestrator.schedules import Schedules
+from ziggurat.records import DeadLetter, Depth, Event, Presence, Run, RunEvent, RunFilter, Schedule, StartRequest, StepView
 
 _RESULTS: dict[str, Any] = {
     "start": Run,
@@ -39,6 +40,10 @@ _RESULTS: dict[str, Any] = {
     "dead_letters": list[DeadLetter],
     "redrive": int,
     "discard": int,
+    "schedules.put": Schedule,
+    "schedules.list": list[Schedule],
+    "schedules.trigger": Run,
+    "schedules.backfill": int,
 }
 _decode_reply = msgspec.json.Decoder(Reply).decode
 _decoders = {verb: msgspec.json.Decoder(type_).decode for verb, type_ in _RESULTS.items()}
@@ -75,6 +80,7 @@ class RemoteOrchestrator(Orchestrator):
         self._reading: asyncio.Task[None] | None = None
         self._ids = itertools.count(1)
         self._replies: dict[int, asyncio.Queue[Reply | None]] = {}
+        self.schedules = RemoteSchedules(self._ask)
 
     async def open(self) -> None:
         """Connect. Raises OwnerGone if nobody listens, LayerUnreachable if the owner speaks another version."""
@@ -235,3 +241,35 @@ class RemoteOrchestrator(Orchestrator):
         """Return the workers that show themselves on the owner's queue."""
         workers: builtins.list[Presence] = await self._ask("workers", Arguments())
         return workers
+
+
+class RemoteSchedules(Schedules):
+    """The schedules of that process. `ask` sends a verb with its arguments and returns the answer."""
+
+    def __init__(self, ask: Callable[[str, Arguments], Awaitable[Any]]) -> None:
+        self._ask = ask
+
+    async def put(self, schedule: Schedule) -> Schedule:
+        kept: Schedule = await self._ask("schedules.put", Arguments(schedule=schedule, folder=str(Path.cwd())))
+        return kept
+
+    async def list(self) -> builtins.list[Schedule]:
+        schedules: builtins.list[Schedule] = await self._ask("schedules.list", Arguments())
+        return schedules
+
+    async def remove(self, name: str) -> None:
+        await self._ask("schedules.remove", Arguments(name=name))
+
+    async def pause(self, name: str, reason: str = "") -> None:
+        await self._ask("schedules.pause", Arguments(name=name, reason=reason))
+
+    async def resume(self, name: str) -> None:
+        await self._ask("schedules.resume", Arguments(name=name))
+
+    async def trigger(self, name: str) -> Run:
+        run: Run = await self._ask("schedules.trigger", Arguments(name=name))
+        return run
+
+    async def backfill(self, name: str, since: float, until: float) -> int:
+        count: int = await self._ask("schedules.backfill", Arguments(name=name, since=since, until=until))
+        return count

@@ -42,6 +42,7 @@ from ziggurat.records.runs import (
     StartRequest,
     StepView,
 )
+from ziggurat.records.schedules import Overlap, Schedule
 from ziggurat.records.work import (
     Concurrency,
     DeadLetter,
@@ -85,6 +86,7 @@ __all__ = [
     "Message",
     "Outcome",
     "OutcomeStatus",
+    "Overlap",
     "Presence",
     "Progress",
     "Prompt",
@@ -93,6 +95,7 @@ __all__ = [
     "RunEvent",
     "RunFilter",
     "RunStatus",
+    "Schedule",
     "StartRequest",
     "StepView",
     "Tool",

@@ -13,6 +13,7 @@ from ziggurat.settings.inference import (
 from ziggurat.settings.limits import LimitSettings
 from ziggurat.settings.reading import load_settings, local_settings
 from ziggurat.settings.reference import settings_reference
+from ziggurat.settings.schedules import ScheduleSettings
 from ziggurat.settings.server import ClientSettings, ServerSettings, WebhookSettings
 from ziggurat.settings.table import FILE_NAME, Settings
 from ziggurat.settings.telemetry import TelemetrySettings
@@ -28,6 +29,7 @@ __all__ = [
     "LimitSettings",
     "ModelSettings",
     "PriceSettings",
+    "ScheduleSettings",
     "Secret",
     "ServerSettings",
     "Settings",

@@ -73,7 +73,7 @@ def _toml(value: Any, shown: str) -> str:
     if value is None:
         return "none"
     if shown == "duration":
-        unit, length = next((u, n) for u, n in (("h", 3600), ("m", 60), ("s", 1)) if value % n == 0 and value >= n)
+        unit, length = next((u, n) for u, n in (("h", 3600), ("m", 60), ("s", 1)) if (value % n == 0 and value >= n) or n == 1)
         return f'`"{value / length:g}{unit}"`'
     if shown == "size":
         return f'`"{value // 2**20}mib"`'

@@ -20,6 +20,7 @@ from pydantic import Field, PrivateAttr
 from ziggurat.settings.artifacts import ArtifactSettings, EncryptionSettings
 from ziggurat.settings.gateway import GatewaySettings
 from ziggurat.settings.inference import InferenceSettings
+from ziggurat.settings.schedules import ScheduleSettings
 from ziggurat.settings.server import ClientSettings, ServerSettings
 from ziggurat.settings.telemetry import TelemetrySettings
 from ziggurat.settings.temporal import TemporalSettings
@@ -87,6 +88,7 @@ class Settings(Section):
     server: ServerSettings = ServerSettings()
     client: ClientSettings = ClientSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    schedules: dict[str, ScheduleSettings] = Field({}, description="Workflows that start by themselves, by name.")
 
     _source: Path | None = PrivateAttr(None)
 

@@ -25,6 +25,7 @@ from ziggurat.testing import orchestrator_programs as p
 from ziggurat.testing.generator import Generator
 from ziggurat.testing.orchestrator_control import ControlPromises
 from ziggurat.testing.orchestrator_harness import OrchestratorHarness
+from ziggurat.testing.orchestrator_schedules import SchedulePromises
 from ziggurat.testing.orchestrator_surgery import SurgeryPromises
 from ziggurat.testing.programs import Surroundings, run_program
 from ziggurat.testing.worker_tasks import gates
@@ -168,5 +169,5 @@ class ProgramPromises(OrchestratorHarness):
         return await self.result(run)
 
 
-class OrchestratorSuite(ControlPromises, SurgeryPromises, ProgramPromises):
+class OrchestratorSuite(ControlPromises, SchedulePromises, SurgeryPromises, ProgramPromises):
     """Every promise of an orchestrator. Subclass it and fill the hooks."""

@@ -12,7 +12,22 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ziggurat.doors.cli import api_keys, batch, deadletters, doctor, gateway, init, models, queues, run, runs, serve, up, verbs
+from ziggurat.doors.cli import (
+    api_keys,
+    batch,
+    deadletters,
+    doctor,
+    gateway,
+    init,
+    models,
+    queues,
+    run,
+    runs,
+    schedules,
+    serve,
+    up,
+    verbs,
+)
 from ziggurat.doors.cli.common import INTERRUPTED, answer, report, say
 from ziggurat.doors.cli.logs import show_logs
 
@@ -71,6 +86,7 @@ app.add_typer(deadletters.app, name="deadletters")
 app.add_typer(models.app, name="models")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(api_keys.app, name="keys")
+app.add_typer(schedules.app, name="schedules")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

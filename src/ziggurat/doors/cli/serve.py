@@ -49,7 +49,7 @@ def serve(
     from ziggurat.settings import load_settings
     from ziggurat.workers.process import ProcessOptions
 
-    system = System(load_settings(config), pools=None if workers else ())
+    system = System(load_settings(config), pools=None if workers else (), stay=True)
     serving = api_of(system, host, port) if api else None
     raise typer.Exit(run_hosting(stay(system, ProcessOptions(health_port=health_port), as_json, serving)))
 

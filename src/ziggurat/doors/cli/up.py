@@ -55,7 +55,7 @@ def up(
         settings = _with_a_shared_queue(settings)
     live = not as_json and console(stderr=True).is_terminal
     output = settings.resolve(".ziggurat/output") if live else None
-    system = System(settings, scale=True, output=output)
+    system = System(settings, scale=True, stay=True, output=output)
     serving = api_of(system, host, port) if api else None
     view = _View(system, as_json, live, interval, output)
     raise typer.Exit(run_hosting(stay(system, ProcessOptions(health_port=health_port), as_json, serving, view)))

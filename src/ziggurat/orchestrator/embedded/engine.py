@@ -32,6 +32,7 @@ from ziggurat.orchestrator.embedded.newborn import fork_run, new_run
 from ziggurat.orchestrator.embedded.options import EngineOptions
 from ziggurat.orchestrator.embedded.recovery import recover
 from ziggurat.orchestrator.embedded.resident import Resident, step_views, total_usage
+from ziggurat.orchestrator.embedded.scheduling import EmbeddedSchedules
 from ziggurat.orchestrator.embedded.store import UNBURY, UNBURY_RUN, event_row, run_row
 from ziggurat.orchestrator.embedded.surgery import asked_at, current_generation, fork_events, rebound, retry_events
 from ziggurat.orchestrator.embedded.viewing import Viewer
@@ -61,6 +62,7 @@ class EmbeddedOrchestrator(Orchestrator):
     """
 
     capabilities = Capabilities()
+    schedules: EmbeddedSchedules
 
     def __init__(
         self,
@@ -121,6 +123,8 @@ class EmbeddedOrchestrator(Orchestrator):
         self._viewer = Viewer(self.path, self._journal, self.driver)
         self._cleaner = Cleaner(self._journal, self.payloads.library, self.clock, self.options.artifact_grace)
         self._inbox = Inbox(self.driver, self._dispatcher, self.options, self.clock)
+        fire = self._drive and self.options.fire_schedules
+        self.schedules = EmbeddedSchedules(self._journal, self, self.registry, self.clock, self.payloads, fire=fire)
         guard.install()
         # A collection of the oldest generation walks every run in memory and stops everything for a quarter of a second at 10,000 of
         # them. Runs that leave memory undo their own cycles, so it can be ten times as rare.
@@ -135,6 +139,7 @@ class EmbeddedOrchestrator(Orchestrator):
                 asyncio.create_task(self._take_progress(), name="ziggurat-progress"),
             ]
             self._tasks.append(asyncio.create_task(self._cleaner.run(), name="ziggurat-clean"))
+            self.schedules.start()
             if self.options.retention is not None:
                 self._tasks.append(asyncio.create_task(self._retain(self.options.retention), name="ziggurat-retention"))
 
@@ -143,6 +148,7 @@ class EmbeddedOrchestrator(Orchestrator):
         if not self._open:
             return
         self._open = False
+        await self.schedules.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import builtins
+import time
 from collections.abc import AsyncGenerator, Collection
 from pathlib import Path
 
 from msgspec import Raw
+from msgspec.structs import replace
 
 from ziggurat.errors import Conflict, UnknownName
 from ziggurat.orchestrator.embedded.resident import step_views
 from ziggurat.orchestrator.embedded.store import Reader
 from ziggurat.orchestrator.embedded.surgery import current_generation
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
-from ziggurat.records import STOPPED, DeadLetter, Event, Run, RunEvent, RunFilter, StartRequest, StepView
+from ziggurat.orchestrator.schedules import Schedules, next_moment
+from ziggurat.records import STOPPED, DeadLetter, Event, Run, RunEvent, RunFilter, Schedule, StartRequest, StepView
 
 
 class Observer(Orchestrator):
@@ -24,6 +27,7 @@ class Observer(Orchestrator):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._reader: Reader | None = None
+        self.schedules = ObservedSchedules(self)
 
     async def open(self) -> None:
         """Open the file, if there is one. Raises StateUnusable."""
@@ -61,7 +65,7 @@ class Observer(Orchestrator):
         found = await self.get(run)
         if found.status in STOPPED:
             return found
-        raise self._only_reading(f"wait for the run {run}")
+        raise self.only_reading(f"wait for the run {run}")
 
     async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
         reader, key, found = self._row(run)
@@ -72,37 +76,72 @@ class Observer(Orchestrator):
     async def dead_letters(self, limit: int = 100) -> builtins.list[DeadLetter]:
         return self._reader.dead_letters(limit) if self._reader is not None else []
 
-    def _only_reading(self, what: str) -> Conflict:
+    def stored_schedules(self) -> builtins.list[Schedule]:
+        """Return all schedules, as the file has them."""
+        return self._reader.schedules() if self._reader is not None else []
+
+    def only_reading(self, what: str) -> Conflict:
+        """Return the error of a verb that changes something."""
         return Conflict(
             f"The state file {self.path} is only read here, so nobody can {what}; use a client that hosts the system."
         )
 
     async def start(self, request: StartRequest) -> Run:
-        raise self._only_reading("start a run")
+        raise self.only_reading("start a run")
 
     async def signal(self, run: str, name: str, payload: Raw, *, signal_id: str = "") -> None:
-        raise self._only_reading("send a signal")
+        raise self.only_reading("send a signal")
 
     async def cancel(self, run: str, reason: str = "") -> None:
-        raise self._only_reading("cancel a run")
+        raise self.only_reading("cancel a run")
 
     async def pause(self, run: str, reason: str = "") -> None:
-        raise self._only_reading("pause a run")
+        raise self.only_reading("pause a run")
 
     async def resume(self, run: str, *, budget_usd: float | None = None) -> None:
-        raise self._only_reading("resume a run")
+        raise self.only_reading("resume a run")
 
     async def retry(self, run: str) -> Run:
-        raise self._only_reading("retry a run")
+        raise self.only_reading("retry a run")
 
     async def fork(self, run: str, step: int, *, payload: Raw | None = None, id: str = "") -> Run:
-        raise self._only_reading("fork a run")
+        raise self.only_reading("fork a run")
 
     async def redrive(self, ids: Collection[str]) -> int:
-        raise self._only_reading("redrive dead letters")
+        raise self.only_reading("redrive dead letters")
 
     async def discard(self, ids: Collection[str]) -> int:
-        raise self._only_reading("discard dead letters")
+        raise self.only_reading("discard dead letters")
 
     async def purge(self, where: RunFilter) -> int:
-        raise self._only_reading("purge runs")
+        raise self.only_reading("purge runs")
+
+
+class ObservedSchedules(Schedules):
+    """Schedules as the file has them. While no process stays to fire them, their next moments are those that would be."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    async def list(self) -> builtins.list[Schedule]:
+        now = time.time()
+        found = sorted(self._observer.stored_schedules(), key=lambda s: s.name)
+        return [s if s.paused else replace(s, next_at=next_moment(s, now)) for s in found]
+
+    async def put(self, schedule: Schedule) -> Schedule:
+        raise self._observer.only_reading("make a schedule")
+
+    async def remove(self, name: str) -> None:
+        raise self._observer.only_reading("remove a schedule")
+
+    async def pause(self, name: str, reason: str = "") -> None:
+        raise self._observer.only_reading("pause a schedule")
+
+    async def resume(self, name: str) -> None:
+        raise self._observer.only_reading("resume a schedule")
+
+    async def trigger(self, name: str) -> Run:
+        raise self._observer.only_reading("start a run")
+
+    async def backfill(self, name: str, since: float, until: float) -> int:
+        raise self._observer.only_reading("start runs")

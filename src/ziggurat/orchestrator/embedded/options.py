@@ -23,6 +23,8 @@ class EngineOptions(Struct, frozen=True, kw_only=True):
     retention: float | None = None
     #: How long a stored object that no run refers to is kept: it may be on its way into a history.
     artifact_grace: float = 86_400.0
+    #: Whether schedules start runs: in a process that stays, not in one that ends with its own run.
+    fire_schedules: bool = False
     #: For tests: evict every run whenever it rests, so that everything is always a replay.
     evict_always: bool = False
     #: For seeds of jitter; None takes the system's.

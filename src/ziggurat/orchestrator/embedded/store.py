@@ -5,6 +5,7 @@
     events   one row an event, (run, seq) → Event as JSON. The truth; everything else can be computed from it.
     artifacts, facts  which runs refer to which stored objects; see `references.py`.
     tags     one row a tag of a run, to search by.
+    schedules     one row a schedule, name → Schedule as JSON.
     dead_letters  one row a message that its queue gave up, until it is redriven, discarded or its run purged.
     calls    one row a model call (`inference/ledger.py`), written with the event that records it; kept when the run is purged.
 
@@ -27,9 +28,9 @@ from msgspec.structs import replace
 from ziggurat.errors import StateUnusable
 from ziggurat.inference import ledger
 from ziggurat.orchestrator.embedded import references
-from ziggurat.records import DeadLetter, Event, Run, RunFilter
+from ziggurat.records import DeadLetter, Event, Run, RunFilter, Schedule
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 #: Each entry brings a file from the version of its index to the next one. Never edit an entry that was released.
 MIGRATIONS: tuple[str, ...] = (
@@ -112,11 +113,18 @@ MIGRATIONS: tuple[str, ...] = (
         DELETE FROM tags WHERE (name, value) IN (SELECT key, value FROM json_each(CAST(OLD.head AS TEXT), '$.tags')) AND run = OLD.key;
     END;
     """,
+    """
+    CREATE TABLE schedules (
+        name TEXT PRIMARY KEY,
+        data BLOB NOT NULL
+    );
+    """,
 )
 
 _encode = msgspec.json.Encoder().encode
 _decode_event = msgspec.json.Decoder(Event).decode
 _decode_letter = msgspec.json.Decoder(DeadLetter).decode
+_decode_schedule = msgspec.json.Decoder(Schedule).decode
 _decode_run = msgspec.json.Decoder(Run).decode
 _EMPTY = Raw(b"{}")
 _COLUMNS = "key, head, payload, result, state"
@@ -244,6 +252,10 @@ class Reader:
         """Return those of the calls that are recorded."""
         marks = ", ".join("?" * len(ids))
         return {row[0] for row in self._rows(f"SELECT id FROM calls WHERE id IN ({marks})", ids)}
+
+    def schedules(self) -> list[Schedule]:
+        """Return all schedules."""
+        return [_decode_schedule(data) for (data,) in self._rows("SELECT data FROM schedules", ())]
 
     def ended_keys(self, where: RunFilter) -> list[int]:
         """Return the keys of ended runs that match."""
