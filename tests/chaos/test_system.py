@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from tests.chaos.plant import Plant
 from tests.chaos.storm import Scale, Storm
 from tests.conformance.redis_servers import REDIS_8, count_everything, opened_queue, running
 from tests.conftest import missing_service
+from ziggurat.queues.backends.sqlite import SqliteQueue
+from ziggurat.queues.interface import QueueOptions
 
 pytestmark = pytest.mark.chaos
 
@@ -69,6 +72,48 @@ async def weather_redis(folder: Path, seed: int, scale: Scale, lease: float, del
             while (found := await count_everything(storm.server.url, "ziggurat")) > BASELINE:  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
             print(f"{found} keys and members are left")
+
+
+async def weather_sqlite(folder: Path, seed: int, scale: Scale, lease: float, deliveries: int) -> None:
+    plant = Plant(
+        folder, f'backend = "sqlite"\npath = "queue.db"\nlease = "{lease}s"\nmax_deliveries = {deliveries}', sweep=2 * lease
+    )
+    storm = Storm(plant, seed, scale, lease=lease, deliveries=deliveries)
+    print(storm)
+    try:
+        await storm.rage()
+        print(await storm.check())
+    finally:
+        await plant.close()
+    queue = SqliteQueue(folder / "queue.db", QueueOptions(lease=lease, max_deliveries=deliveries))
+    await queue.open()
+    try:
+        async with asyncio.timeout(60.0):
+            while any(it.ready or it.leased or it.delayed for it in (await queue.depth()).values()):  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+        letters = await queue.dead_letters()
+        assert {(letter.message.run, letter.deliveries) for letter in letters} == {(run, deliveries) for run in storm.poisons}
+        await queue.discard([letter.id for letter in letters])
+        await queue.progress(10_000, 0.0)
+        with closing(sqlite3.connect(folder / "queue.db")) as file:
+            # What killed workers said of themselves goes when its time is over.
+            file.execute("DELETE FROM presences")
+            file.commit()
+        assert await queue.stored() == 0
+    finally:
+        await queue.close()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_a_system_on_sqlite_comes_through_a_storm(seed: int, tmp_path: Path) -> None:
+    await weather_sqlite(tmp_path, seed, SHORT, LEASE, DELIVERIES)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("seed", FULL_SEEDS)
+async def test_a_system_of_full_size_on_sqlite_comes_through_a_long_storm(seed: int, tmp_path: Path) -> None:
+    await weather_sqlite(tmp_path, seed, FULL, FULL_LEASE, FULL_DELIVERIES)
 
 
 @pytest.mark.slow
