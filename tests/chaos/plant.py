@@ -98,6 +98,12 @@ class Plant:
         worker.kill()
         worker.wait()
 
+    def retire(self, worker: subprocess.Popen[bytes]) -> None:
+        """SIGTERM; the caller waits for its end."""
+        if worker in self.workers:
+            self.workers.remove(worker)
+        worker.terminate()
+
     def freeze(self, worker: subprocess.Popen[bytes]) -> None:
         worker.send_signal(signal.SIGSTOP)
         self.frozen.append(worker)

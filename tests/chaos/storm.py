@@ -13,6 +13,7 @@ import asyncio
 import random
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -38,6 +39,8 @@ class Scale(Struct, frozen=True, kw_only=True):
     gap: float
     #: Seconds after which the storm is stuck.
     limit: float
+    #: How many of a hundred tasks fail their first attempt, and their first two.
+    failing: tuple[int, int] = (8, 2)
 
 
 class Fault(Struct, frozen=True):
@@ -101,7 +104,10 @@ class Storm:
                 size = min(left, chance.choice((1, 1, 2, 4)))
                 groups.append(
                     [
-                        (round(chance.random() * self.scale.seconds, 2), chance.choices((0, 1, 2), (90, 8, 2))[0])
+                        (
+                            round(chance.random() * self.scale.seconds, 2),
+                            chance.choices((0, 1, 2), (100 - sum(self.scale.failing), *self.scale.failing))[0],
+                        )
                         for _ in range(size)
                     ]
                 )
@@ -128,8 +134,8 @@ class Storm:
 
     # -- what happens ----------------------------------------------------------------------------------------------
 
-    async def rage(self) -> None:
-        """Start the runs and let the faults happen until all have ended."""
+    async def rage(self, trouble: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
+        """Start the runs and let the faults happen until all have ended; or `trouble` in the place of the faults, to its end."""
         plant = self.plant
         began = time.monotonic()
         for _ in range(WORKERS):
@@ -137,11 +143,13 @@ class Storm:
         plant.start_orchestrator()
         await plant.ready(WORKERS)
         tending = asyncio.create_task(self._tend())
-        raging = asyncio.create_task(self._faults())
+        raging = asyncio.create_task((trouble or self._faults)())
         try:
             async with asyncio.timeout(self.scale.limit):
                 await self._start_runs()
                 await self._until_ended(raging)
+                if trouble is not None:
+                    await raging
         except TimeoutError:
             raise AssertionError(f"{self!r}\nThe runs did not end: {await self._report()}") from None
         finally:

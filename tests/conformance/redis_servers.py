@@ -176,14 +176,16 @@ def running_cluster(flavour: str, missing: Callable[[str, str], NoReturn], nodes
         yield servers
 
 
-async def count_everything(url: str, prefix: str) -> int:
-    """Return how many keys of a prefix there are, and how many members they have together."""
+async def count_everything(url: str, prefix: str, *, lasting: bool = False) -> int:
+    """Return how many keys of a prefix there are, and how many members they have together; or of those only that do not expire."""
     from redis.asyncio import Redis
 
     sizes = {"stream": "XLEN", "hash": "HLEN", "zset": "ZCARD", "set": "SCARD", "list": "LLEN"}
     async with Redis.from_url(url, decode_responses=True) as client:
         total = 0
         async for key in client.scan_iter(match=f"{{{prefix}}}*", count=1000):
+            if lasting and await client.pttl(key) >= 0:
+                continue
             kind = str(await client.type(key))
             command: Any = client.execute_command
             total += 1 + (int(await command(sizes[kind], key)) if kind in sizes else 0)
