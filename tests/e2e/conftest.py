@@ -91,6 +91,10 @@ class Project:
         process = subprocess.Popen(
             self.command(*arguments), cwd=self.folder, env=self.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
+        return self.keep(process)
+
+    def keep(self, process: subprocess.Popen[str]) -> subprocess.Popen[str]:
+        """Kill a process at the end of the test if it still runs."""
         self._started.append(process)
         return process
 

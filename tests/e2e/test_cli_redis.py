@@ -1,0 +1,289 @@
+"""The system on Redis as people run it: what goes wrong with the server is one sentence with its remedy and the right exit code, and
+nothing is lost. And the document example, unchanged, on Redis with worker processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec import Raw
+
+from tests.conformance.redis_servers import REDIS_8, RedisServer, free_port, opened_queue, running
+from tests.conftest import missing_service
+from tests.e2e.conftest import Finished, Project
+from ziggurat.records import Lane, Message
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+    from ziggurat import Retry, task, workflow
+
+
+    @task(retry=Retry(1))
+    async def double(n: int) -> int:
+        return 2 * n
+
+
+    @workflow
+    async def quadruple(n: int) -> int:
+        return await double(await double(n))
+"""
+LATER = """
+    from ziggurat import task, workflow
+
+
+    @task
+    async def triple(n: int) -> int:
+        return 3 * n
+
+
+    @workflow
+    async def sextuple(n: int) -> int:
+        return 2 * await triple(n)
+"""
+
+
+@pytest.fixture(name="server")
+def _server() -> Iterator[RedisServer]:
+    with running(REDIS_8, missing_service) as server:
+        yield server
+
+
+@pytest.fixture(name="site")
+def _site(project: Project, server: RedisServer) -> Project:
+    project.write("sums.py", PROGRAM)
+    configure(project, server.url)
+    return project
+
+
+def configure(project: Project, url: str, name: str = "ziggurat.toml", modules: str = "sums") -> Path:
+    return project.write(
+        name,
+        f"""
+        [app]
+        modules = ["{modules}"]
+        [orchestrator]
+        sweep = "2s"
+        [queue]
+        backend = "redis"
+        url = "{url}"
+        lease = "2s"
+        max_deliveries = 2
+        """,
+    )
+
+
+def begin_logged(site: Project, command: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a command that says what it says in a file, to be read while it runs."""
+    with (site.folder / f"{command}.err").open("w") as log:
+        process = subprocess.Popen(
+            site.command(command, *arguments), cwd=site.folder, env=site.environ, stdout=log, stderr=log, text=True
+        )
+    site.keep(process)
+    return process
+
+
+def said(site: Project, command: str) -> str:
+    return (site.folder / f"{command}.err").read_text()
+
+
+def status(site: Project, run: str, config: Path) -> str:
+    shown = site.run("show", run, "--json", "--config", str(config))
+    return str(shown.json["status"]) if shown.code == 0 else ""
+
+
+def refused(finished: Finished, *parts: str) -> None:
+    """One sentence, and the exit code of a layer that is unreachable."""
+    assert finished.code == 3, finished
+    assert finished.out == ""
+    for part in parts:
+        assert part in finished.error, finished.error
+
+
+def every_command_says(site: Project, *parts: str) -> None:
+    """All at the same time, because each waits for the server for some seconds before it gives up."""
+    text = (site.folder / "ziggurat.toml").read_text()
+    apart = site.write("apart.toml", text.replace("[orchestrator]", '[orchestrator]\npath = "apart.db"'))
+    examining = site.begin("doctor", "--json", "--config", str(apart))
+    commands = [
+        site.begin("run", "quadruple", "-i", '{"n": 2}', "--id", "early"),
+        site.begin("worker"),
+        site.begin("serve", "--config", str(apart)),
+    ]
+    for command in commands:
+        refused(site.end(command), *parts)
+    doctor = site.end(examining)
+    assert doctor.code == 3, doctor
+    assert any(parts[0] in finding["said"] for finding in doctor.json if finding["state"] == "wrong")
+
+
+# -- at the start ----------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_down(site: Project, server: RedisServer) -> None:
+    server.kill()
+    every_command_says(site, f"The Redis server at 127.0.0.1:{server.port} cannot be reached", "start it, or correct queue.url")
+    server.start()
+    # The command that was refused started nothing, and its id is free.
+    assert site.ok("run", "quadruple", "-i", '{"n": 3}', "--id", "early", "--json").json["result"] == 12
+
+
+def test_a_wrong_password(site: Project, server: RedisServer) -> None:
+    server.command("CONFIG", "SET", "requirepass", "open sesame")
+    configure(site, "env:QUEUE_URL")
+    site.environ["QUEUE_URL"] = f"redis://:hush@127.0.0.1:{server.port}"
+    every_command_says(site, "refuses our credentials", "correct the user and password of queue.url")
+    configure(site, f"redis://127.0.0.1:{server.port}?password=env:QUEUE_PASSWORD")
+    ran = site.ok("run", "quadruple", "-i", '{"n": 3}', "--json", QUEUE_PASSWORD="open sesame")
+    assert ran.json["result"] == 12
+    assert "hush" not in ran.err
+
+
+def test_a_user_that_may_do_too_little(site: Project, server: RedisServer) -> None:
+    server.command("ACL", "SETUSER", "ann", "on", ">pw", "~*", "&*", "-@all", "+ping", "+xadd")
+    configure(site, "env:QUEUE_URL")
+    site.environ["QUEUE_URL"] = f"redis://ann:pw@127.0.0.1:{server.port}"
+    every_command_says(site, "does not let our user do what a queue must", "grant it all commands")
+
+
+def test_a_read_only_replica(site: Project, server: RedisServer) -> None:
+    server.command("REPLICAOF", "127.0.0.1", free_port())
+    every_command_says(site, "is a read-only replica", "name the primary in queue.url")
+
+
+# -- in the middle ---------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_dies_and_comes_back_empty(site: Project, server: RedisServer) -> None:
+    serving = site.begin("serve", "--no-workers")
+    site.until_served()
+    site.ok("start", "quadruple", "-i", '{"n": 5}', "--id", "before")
+    server.kill()
+    site.ok("start", "quadruple", "-i", '{"n": 6}', "--id", "during")
+    working = site.begin("worker")
+    refused(site.end(working), "cannot be reached")
+    server.start()
+    working = site.begin("worker")
+    assert site.ok("watch", "before", "--json").code == 0
+    for name, result in (("before", 20), ("during", 24)):
+        site.until_status(name, "completed")
+        assert site.ok("show", name, "--json").json["result"] == result
+    server.kill()
+    site.ok("start", "quadruple", "-i", '{"n": 7}', "--id", "after")
+    server.start()
+    site.until_status("after", "completed")
+    for process in (working, serving):
+        ended = site.end(process, signal.SIGTERM)
+        assert ended.code == 0
+        assert "Traceback" not in ended.err
+    assert "cannot be reached" in ended.err
+
+
+def test_a_server_without_memory(site: Project, server: RedisServer) -> None:
+    serving, working = begin_logged(site, "serve", "--no-workers"), begin_logged(site, "worker")
+    site.until_served()
+    assert site.ok("run", "quadruple", "-i", '{"n": 1}', "--json").json["result"] == 4
+    server.command("CONFIG", "SET", "maxmemory", "1mb")
+    site.ok("start", "quadruple", "-i", '{"n": 8}', "--id", "later")
+    site.until(lambda: "is out of memory: raise its maxmemory" in said(site, "serve"), "the orchestrator says so")
+    assert site.ok("show", "later", "--json").json["status"] in ("running", "waiting")
+    server.command("CONFIG", "SET", "maxmemory", 0)
+    site.until_status("later", "completed")
+    for process in (working, serving):
+        process.terminate()
+        assert process.wait(60) == 0
+    assert "Traceback" not in said(site, "serve") + said(site, "worker")
+
+
+# -- messages that a worker cannot run -------------------------------------------------------------------------------
+
+
+def test_a_task_that_no_worker_knows(site: Project, server: RedisServer) -> None:
+    site.write("later.py", LATER)
+    old = configure(site, server.url, "old.toml")
+    new = configure(site, server.url, "new.toml", modules="later")
+    serving, working = (
+        site.begin("serve", "--no-workers", "--config", str(new)),
+        begin_logged(site, "worker", "--config", str(old)),
+    )
+    site.until_served()
+    # Given up with the reason after as many deliveries as it has, and the run with it.
+    failed = site.run("run", "sextuple", "-i", '{"n": 1}', "--id", "lonely", "--json", "--config", str(new))
+    assert failed.code == 1
+    assert "no task 'triple'" in failed.json["error"]["message"]
+    (letter,) = site.ok("deadletters", "list", "--json", "--config", str(new)).json
+    assert "no task 'triple'" in letter["reason"]
+    # One who does not know it leaves it to one who does.
+    site.ok("start", "sextuple", "-i", '{"n": 2}', "--id", "left", "--config", str(new))
+    site.until(lambda: "The message left~" in said(site, "worker"), "the worker hands it back")
+    working.terminate()
+    assert working.wait(60) == 0
+    knowing = site.begin("worker", "--config", str(new))
+    assert "1 run taken up" in site.ok("deadletters", "redrive", "--all", "--config", str(new)).out
+    for name in ("lonely", "left"):
+        site.until(lambda name=name: status(site, name, new) == "completed", f"{name} is completed")  # type: ignore[misc]
+    for process in (knowing, serving):
+        assert site.end(process, signal.SIGTERM).code == 0
+
+
+async def test_a_message_of_a_newer_version(site: Project, server: RedisServer) -> None:
+    working = site.begin("worker")
+    async with opened_queue(server.url, lease=2.0, max_deliveries=2) as queue:
+        await queue.send([Message(id="new~0.1.1", run="new", task="double", payload=Raw(b'{"n": 1}'), lane=Lane(), version=99)])
+        while not (letters := await queue.dead_letters()):
+            await queue.outcomes(1, 0.2)
+    assert [(letter.id, letter.deliveries) for letter in letters] == [("new~0.1.1", 2)]
+    assert "is of version 99, and this worker reads up to" in letters[0].reason
+    ended = site.end(working, signal.SIGTERM)
+    assert ended.code == 0
+    assert "Update the worker" in ended.err
+
+
+# -- the example -----------------------------------------------------------------------------------------------------
+
+
+def test_the_document_example_runs_unchanged_on_redis_with_two_worker_processes(site: Project, server: RedisServer) -> None:
+    """Only the settings differ between the script in one process and the four layers in processes of their own."""
+    site.environ["PYTHONPATH"] = str(ROOT)
+    models = """
+        [app]
+        modules = ["examples.document_analysis.workflow"]
+        [inference.endpoints.script]
+        kind = "scripted"
+        [inference.models.fast]
+        routes = ["script:any"]
+        """
+    site.write("alone.toml", models + '[orchestrator]\npath = "alone.db"\n')
+    site.write("apart.toml", models + f'[orchestrator]\npath = "apart.db"\n[queue]\nbackend = "redis"\nurl = "{server.url}"\n')
+    documents = [str(path) for path in sorted((ROOT / "examples/document_analysis/documents").iterdir())[:6]]
+    batch = ("batch", "examples.document_analysis.workflow:analyze", *documents, "--name", "docs")
+    site.ok(*batch, "--output", "alone.jsonl", "--config", "alone.toml")
+
+    serving = site.begin("serve", "--no-workers", "--config", "apart.toml")
+    workers = [site.begin("worker", "--config", "apart.toml") for _ in range(2)]
+    site.until(lambda: '"socket"' in _read(site.folder / "apart.db.lock"), "a process owns the state")
+    site.ok(*batch, "--output", "apart.jsonl", "--config", "apart.toml")
+    alone, apart = (_reports(site.folder / name) for name in ("alone.jsonl", "apart.jsonl"))
+    assert len(alone) == len(documents)
+    assert apart == alone
+    served = {
+        event["worker"]
+        for run in site.ok("list", "--json", "--config", "apart.toml").json[:2]
+        for event in site.ok("history", run["id"], "--json", "--config", "apart.toml").json
+        if event.get("worker")
+    }
+    assert served
+    assert {name.rsplit("-", 2)[1] for name in served} <= {str(worker.pid) for worker in workers}
+    for process in (*workers, serving):
+        assert site.end(process, signal.SIGTERM).code == 0
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def _reports(path: Path) -> dict[str, object]:
+    return {(found := json.loads(line))["id"]: (found["status"], found["result"]) for line in path.read_text().splitlines()}
