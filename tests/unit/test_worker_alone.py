@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import pytest
+
 from ziggurat.program.registry import Registry
 from ziggurat.queues.backends.memory import MemoryQueue
 from ziggurat.queues.interface import QueueOptions
@@ -13,6 +15,8 @@ from ziggurat.records import Message, Outcome
 from ziggurat.testing.clock import FakeClock
 from ziggurat.testing.worker_harness import order
 from ziggurat.testing.worker_tasks import gates
+from ziggurat.workers import alone
+from ziggurat.workers.alone import APART
 from ziggurat.workers.options import WorkerOptions
 from ziggurat.workers.worker import Worker
 
@@ -69,51 +73,50 @@ async def outcomes(queue: MemoryQueue, number: int) -> set[str]:
     return {outcome.message for outcome in found}
 
 
-async def test_a_last_delivery_waits_for_its_company_and_then_runs_with_nothing_beside_it() -> None:
+async def test_a_last_delivery_goes_back_until_it_can_run_with_nothing_beside_it() -> None:
     async with opened() as (queue, clock), working(queue, clock) as worker:
         await queue.send([order("hold", name="company")])
         await gates.passed("company.in")
         suspect, second, fresh = order("hold", name="suspect"), order("hold", name="second"), order("hold", name="fresh")
-        # Until it asks again, it asks for this one.
         worker.queues = ("nothing",)
         await asyncio.sleep(0.05)
         await use_up_all_but_one(queue, suspect, second)
         worker.queues = ("default",)
-        # One of both is held here, the other goes back and loses no delivery by that.
-        await until(lambda: worker.busy == 2 and worker.tally.released)
-        assert not gates["suspect.in"].is_set()
+        # It goes back and loses no delivery by that, and the worker makes room: it takes nothing else.
+        await until(lambda: worker.tally.released == 1)
         await queue.send([fresh])
+        await asyncio.sleep(0.05)
+        assert worker.busy == 1
         gates["company.out"].set()
-        await gates.passed("suspect.in")
+        await until(lambda: worker.busy == 1 and gates["second.in"].is_set())
+        clock.advance(APART)
+        await asyncio.sleep(0.05)
+        # While one runs, nothing is taken.
         assert (await queue.depth())["default"].ready == 2
-        gates["suspect.out"].set()
-        await gates.passed("fresh.in")
-        assert not gates["second.in"].is_set()
-        gates["fresh.out"].set()
-        await gates.passed("second.in")
-        gates["second.out"].set()
+        for name in ("fresh", "suspect", "second"):
+            gates[f"{name}.out"].set()
+        async with asyncio.timeout(30.0):
+            while not gates["suspect.in"].is_set():  # noqa: ASYNC110
+                clock.advance(APART)  # It may have met the fresh one, and gone back once more.
+                await asyncio.sleep(0.01)
         assert len(await outcomes(queue, 4)) == 4
         assert await queue.dead_letters() == []
 
 
-async def test_a_drain_hands_a_last_delivery_back_that_still_waits_to_be_alone() -> None:
-    async with opened() as (queue, clock):
-        suspect = order("hold", name="waits")
-        async with working(queue, clock) as worker:
-            await queue.send([order("hold", name="runs")])
-            await gates.passed("runs.in")
-            worker.queues = ("nothing",)
-            await asyncio.sleep(0.05)
-            await use_up_all_but_one(queue, suspect)
-            worker.queues = ("default",)
-            await until(lambda: worker.busy == 2)
-            worker.stop(30.0)
-            await until(lambda: worker.busy == 1)
-            gates["runs.out"].set()
-            await until(lambda: worker.busy == 0)
-        assert not gates["waits.in"].is_set()
-        (again,) = await queue.receive(["default"], 9, worker="heir", wait=1.0)
-        assert (again.message.id, again.last) == (suspect.id, True)
+async def test_a_last_delivery_that_never_is_alone_runs_in_company_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alone, "COMPANY_ENDS", 0.01)
+    async with opened() as (queue, clock), working(queue, clock) as worker:
+        await queue.send([order("hold", name="always")])
+        await gates.passed("always.in")
+        worker.queues = ("nothing",)
+        await asyncio.sleep(0.05)
+        await use_up_all_but_one(queue, order("hold", name="guest"))
+        worker.queues = ("default",)
+        for refusals in range(1, alone.REFUSALS_MOST + 1):
+            await until(lambda refusals=refusals: worker.tally.released == refusals)  # type: ignore[misc]
+            clock.advance(APART)
+        await gates.passed("guest.in")
+        assert worker.busy == 2
 
 
 async def test_what_waited_past_its_lease_is_not_begun() -> None:

@@ -245,8 +245,11 @@ class Lines:
             view = self._views[key] = View(queues, region, LevelTurns(self._weights, self._ageing))
         return view
 
-    def take(self, view: View, limit: int, now: float) -> list[Entry]:
-        """Take up to `limit` entries by the policy, occupying their concurrency slots and rate tokens."""
+    def take(self, view: View, limit: int, now: float, most: int) -> list[Entry]:
+        """Take up to `limit` entries by the policy, occupying their concurrency slots and rate tokens.
+
+        One that was delivered all but one of `most` times is taken alone.
+        """
         taken: list[Entry] = []
         while len(taken) < limit:
             found, alone = self._next(view, now)
@@ -260,6 +263,12 @@ class Lines:
             if len(view.queues) > 1:
                 view.queues.remove(found.queue)
                 view.queues.append(found.queue)
+        last = next((place for place, entry in enumerate(taken) if 0 < entry.deliveries >= most - 1), None)
+        if last is not None:
+            for entry in taken[max(last, 1) :]:
+                self.unstarted(entry, now)
+                self.put_back(entry)
+            del taken[max(last, 1) :]
         return taken
 
     def _next(self, view: View, now: float) -> tuple[_Next | None, bool]:

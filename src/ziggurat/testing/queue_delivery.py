@@ -268,20 +268,6 @@ class DeliveryPromises(QueueHarness):
             await queue.send([neighbour])
             await self.finish(queue, [await self.take_one(queue)])
 
-    async def test_the_last_delivery_is_told_if_it_is_not_the_only_one(self) -> None:
-        for deliveries in (3, 1):
-            async with self.opened(lease=self.lease, max_deliveries=deliveries) as queue:
-                await queue.send([message()])
-                # Unstarted work that is handed back is not a delivery that counts.
-                await queue.release([await self.take_one(queue)])
-                told = []
-                for _ in range(deliveries):
-                    told.append((delivery := await self.take_one(queue)).last)
-                    await queue.release([delivery], reason="nobody here knows it")
-                assert told == (
-                    [False, False, True] if deliveries > 1 and queue.capabilities.tells_last else [False] * deliveries
-                )
-
     async def test_redrive_puts_a_dead_letter_back_with_a_fresh_count(self) -> None:
         async with self.opened(lease=self.lease, max_deliveries=2) as queue:
             await queue.send([message()])

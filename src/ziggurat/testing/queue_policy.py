@@ -346,3 +346,33 @@ class PolicyPromises(QueueHarness):
             assert done == Counter(it.id for it in everything)
             outcomes = await self.take_outcomes(queue, len(everything))
             assert {outcome.message for outcome in outcomes} == {it.id for it in everything}
+
+    # -- last deliveries -----------------------------------------------------------------------------------------
+
+    async def test_the_last_delivery_is_told_if_it_is_not_the_only_one(self) -> None:
+        for deliveries in (3, 1):
+            async with self.opened(lease=self.lease, max_deliveries=deliveries) as queue:
+                await queue.send([message()])
+                # Unstarted work that is handed back is not a delivery that counts.
+                await queue.release([await self.take_one(queue)])
+                told = []
+                for _ in range(deliveries):
+                    told.append((delivery := await self.take_one(queue)).last)
+                    await queue.release([delivery], reason="nobody here knows it")
+                assert told == (
+                    [False, False, True] if deliveries > 1 and queue.capabilities.tells_last else [False] * deliveries
+                )
+
+    async def test_a_last_delivery_comes_alone(self) -> None:
+        async with self.opened(lease=self.lease, max_deliveries=2) as queue:
+            if not queue.capabilities.tells_last:
+                return
+            young, old = [message() for _ in range(3)], [message() for _ in range(2)]
+            await queue.send([young[0], *old])
+            taken = await self.take(queue, 3)
+            await queue.release(taken[1:], reason="nobody here knows it")
+            await queue.release(taken[:1])
+            await queue.send(young[1:])
+            batches = [ids(await queue.receive([QUEUE], 10, worker="w", wait=0.0)) for _ in range(5)]
+            assert sorted(id_ for batch in batches for id_ in batch) == sorted(it.id for it in [*young, *old])
+            assert [batch for batch in batches if set(batch) & {it.id for it in old}] == [[it.id] for it in old]

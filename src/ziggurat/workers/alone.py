@@ -1,56 +1,64 @@
 """The last delivery of a message runs with nothing beside it.
 
 A task that kills its worker takes along whatever ran beside it, and all of that returns together, often to one worker, to be killed
-together again: after `max_deliveries` the innocent would be dead letters like the guilty. So a message on its last delivery is held until
-what runs here has ended, runs alone, and only then does the worker take other work. The guilty one then harms nobody, and the innocent
-one comes through.
+together again: after `max_deliveries` the innocent would be dead letters like the guilty. So a worker that gets a message on its last
+delivery while something else runs hands it back unharmed, lets what it has end, and only then asks for more; and while it runs one, it
+asks for nothing. The guilty one then harms nobody, and the innocent one comes through.
+
+It is handed back rather than held, because what runs beside it may be what kills workers. A queue never gives two of them at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 
 from ziggurat.records import Delivery
 from ziggurat.workers.attempt import Attempt
 
-#: Seconds for which a last delivery waits for what runs beside it. What has run for so long has not killed its worker.
+#: Seconds after which what was handed back is offered again, so that not every worker makes room for it.
+APART = 1.0
+#: Seconds for which a worker waits for what runs to end. What has run for so long has not killed it.
 COMPANY_ENDS = 60.0
+#: After so many refusals a message runs in company: others may always be served before it.
+REFUSALS_MOST = 5
 
 
 class Isolation:
-    """Holds one attempt at a time back until it is alone.
+    """Sees to it that a last delivery is alone.
 
     Args:
         held: everything leased to the worker, by message id.
-        pause: waits until something has ended, and at most a moment.
-        go: begins the attempt.
+        pause: waits until something of it has ended, and at most so many seconds.
     """
 
-    def __init__(
-        self, held: Mapping[str, Attempt], pause: Callable[[float], Awaitable[None]], go: Callable[[Attempt], None]
-    ) -> None:
-        self._held, self._pause, self._go = held, pause, go
+    def __init__(self, held: Mapping[str, Attempt], pause: Callable[[float], Awaitable[None]]) -> None:
+        self._held, self._pause = held, pause
+        self._refused: Counter[str] = Counter()
+        self._making_room = False
+        #: The attempt that is to be alone.
         self.attempt: Attempt | None = None
 
     def refuses(self, delivery: Delivery) -> bool:
-        """Say whether a delivery goes back for another worker, or for later: one last delivery at a time."""
-        return delivery.last and self.attempt is not None
-
-    def _others(self) -> bool:
-        return any(attempt is not self.attempt for attempt in self._held.values())
+        """Say whether a last delivery must go back because it would have company; `run` then makes room."""
+        id_ = delivery.message.id
+        if not self._held or self._refused[id_] >= REFUSALS_MOST:
+            self._refused.clear()
+            return False
+        self._refused[id_] += 1
+        self._making_room = True
+        return True
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Let the attempt that is held begin when it may, and return when it has ended."""
-        attempt = self.attempt
-        if attempt is None:
-            return
+        """Return when the worker may ask for more: when what is alone has ended, or room is made for it."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + COMPANY_ENDS
-        while self._others() and not attempt.done and not stopping.is_set() and loop.time() < give_up:
-            await self._pause(0.2)
-        if not stopping.is_set():
-            self._go(attempt)
-        while not attempt.done and not stopping.is_set():
-            await self._pause(0.2)
-        self.attempt = None
+        if self.attempt is not None:
+            while not self.attempt.done and not stopping.is_set():
+                await self._pause(0.2)
+            self.attempt = None
+        elif self._making_room:
+            while self._held and not stopping.is_set() and loop.time() < give_up:
+                await self._pause(0.2)
+            self._making_room = False

@@ -121,8 +121,6 @@ class Executor:
         self._ticker: asyncio.TimerHandle | None = None
         #: Attempts that have a report to make, those that wait included.
         self.running = self._report.keys()
-        #: Attempts that wait for `go`.
-        self._on_hold: dict[Attempt, Prepared] = {}
         #: Attempts whose outcome was reported while their code runs on.
         self.abandoned: set[Attempt] = set()
         self._stop_watching = clock.watch(self._look)
@@ -142,11 +140,8 @@ class Executor:
         self._prepared[message.task] = prepared
         return prepared
 
-    def start(self, delivery: Delivery, report: Report, *, hold: bool = False) -> Attempt:
-        """Begin an attempt, or with `hold` let it wait for `go`; `report` is called once it has ended.
-
-        Raises ConfigurationError as `prepare` does.
-        """
+    def start(self, delivery: Delivery, report: Report) -> Attempt:
+        """Begin an attempt; `report` is called once it has ended. Raises ConfigurationError as `prepare` does."""
         message = delivery.message
         prepared = self._prepared.get(message.task)
         if prepared is None or message.version != WIRE_VERSION:
@@ -161,19 +156,11 @@ class Executor:
                 f"The deadline of the task {message.task!r} had passed {late:.1f} s before the attempt could start."
             )
             asyncio.get_running_loop().call_soon(self._end_stopped, attempt)
-        elif hold:
-            self._on_hold[attempt] = prepared
         else:
             self._admit(attempt, prepared)
         if self._ticker is None:
             self._ticker = asyncio.get_running_loop().call_later(TICK, self._tick)
         return attempt
-
-    def go(self, attempt: Attempt) -> None:
-        """Begin an attempt that was on hold, unless it has ended meanwhile."""
-        prepared = self._on_hold.pop(attempt, None)
-        if prepared is not None and attempt in self._report:
-            self._admit(attempt, prepared)
 
     def _admit(self, attempt: Attempt, prepared: Prepared) -> None:
         if prepared.kind == "coroutine":
@@ -321,7 +308,6 @@ class Executor:
         report = self._report.pop(attempt, None)
         if report is not None:
             attempt.done = True
-            self._on_hold.pop(attempt, None)
             tracing.ended(attempt, outcome)
             report(attempt, outcome)
 

@@ -26,7 +26,7 @@ from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue
 from ziggurat.records import Delivery, ErrorInfo, Outcome
 from ziggurat.telemetry import events
-from ziggurat.workers.alone import Isolation
+from ziggurat.workers.alone import APART, Isolation
 from ziggurat.workers.attempt import Attempt, without_payload
 from ziggurat.workers.ceiling import keep_checking, over_ceiling
 from ziggurat.workers.children import Bootstrap
@@ -92,7 +92,7 @@ class Worker:
         self._settled = asyncio.Event()
         self._stopping = asyncio.Event()
         self._early_cancels: dict[str, None] = {}
-        self._isolation = Isolation(self._held, self._pause, self._executor.go)
+        self._isolation = Isolation(self._held, self._pause)
         self._outage = Outage(self.name)
         self._showing = Showing(self, queue, self._clock)
         keeper = LeaseKeeper(lambda: list(self._held.values()), self._leases_lost, self._clock, 2 * self.options.cleanup)
@@ -259,11 +259,11 @@ class Worker:
             # Our own lease ran out and the message came back to us: go on under the new lease instead of starting twice.
             held.delivery, held.leased_until = delivery, self._clock.monotonic() + self._queue.options.lease
             return
-        if self._isolation.refuses(delivery):
-            self._give_back(delivery)
+        if delivery.last and self._isolation.refuses(delivery):
+            self._give_back(delivery, APART)
             return
         try:
-            attempt = self._executor.start(delivery, self._ended, hold=delivery.last)
+            attempt = self._executor.start(delivery, self._ended)
         except ConfigurationError as error:
             # Counted, so that a message which nobody can run ends among the dead letters with this reason.
             delay = min(60.0, self.options.refusal_delay * 3.0 ** min(delivery.epoch - 1, 10))

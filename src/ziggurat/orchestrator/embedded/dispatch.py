@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 
 from msgspec import Raw
 from msgspec.structs import replace
@@ -60,7 +61,8 @@ class Dispatcher:
         self._carrier = Carrier(payloads, write, self._post, take)
         self._resend = resend
         self._sweep, self._sweep_age = sweep, sweep_age
-        self._outbox: list[Message] = []
+        #: What the queue does not have yet, by message id, in the order in which it is sent.
+        self._outbox: dict[str, Message] = {}
         self._cancels: set[str] = set()
         self._acks: list[Outcome] = []
         #: Messages that are out, by id: (run, when sent).
@@ -102,13 +104,13 @@ class Dispatcher:
         self.in_flight[message.id] = (run.id, message.sent_at)
         sealed = self._carrier.sealed(message, step.requested)
         if sealed is not None:
-            self._outbox.append(sealed)
+            self._outbox[sealed.id] = sealed
             self._wake.set()
 
     def _post(self, message: Message) -> None:
         """Send a message whose arguments are stored, unless it was taken back meanwhile."""
         if message.id in self.in_flight:
-            self._outbox.append(message)
+            self._outbox[message.id] = message
             self._wake.set()
 
     def cancel(self, run: Run, step: Step) -> None:
@@ -121,6 +123,9 @@ class Dispatcher:
     def ack(self, outcome: Outcome) -> None:
         """Let the queue forget an outcome that is recorded, or that nobody waits for."""
         self.in_flight.pop(outcome.message, None)
+        # After a restart a message may still wait here to be sent again while its outcome arrives from the queue. Sent after the
+        # outcome is forgotten, it would be new to the queue, and a recorded step would run again.
+        self._outbox.pop(outcome.message, None)
         self._acks.append(outcome)
         self._wake.set()
 
@@ -174,11 +179,11 @@ class Dispatcher:
 
     async def _refuse_too_large(self) -> None:
         """Send what gathered one by one. A message that the queue cannot carry fails its step, and holds up no other."""
-        for message in self._outbox[:_BATCH]:
+        for message in list(islice(self._outbox.values(), _BATCH)):
             try:
                 await self.queue.send([message])
             except PayloadTooLarge as error:
-                self._outbox.remove(message)
+                self._outbox.pop(message.id, None)
                 info = replace(describe(error), retryable=False)
                 self._carrier.take(
                     [
@@ -198,18 +203,19 @@ class Dispatcher:
                 return
 
     async def _hand_over_once(self) -> None:
-        # What is handed over stays in its list until the queue has it: a failure leaves it for the next try.
+        # What is handed over stays here until the queue has it: a failure leaves it for the next try.
         cancels = set(self._cancels)
         if cancels:
-            unsent = [m for m in self._outbox if m.id not in cancels]
-            if len(unsent) < len(self._outbox):
-                self._outbox[:] = unsent
+            for id_ in cancels:
+                self._outbox.pop(id_, None)
             await self.queue.cancel(cancels)
             self._cancels -= cancels
-        messages = self._outbox[:_BATCH]
+        messages = list(islice(self._outbox.values(), _BATCH))
         if messages:
             await self.queue.send(messages)
-            del self._outbox[: len(messages)]
+            for message in messages:
+                if self._outbox.get(message.id) is message:
+                    del self._outbox[message.id]
             self._sent(messages)
         acks = self._acks[:_BATCH]
         if acks:
@@ -240,7 +246,7 @@ class Dispatcher:
         while True:
             await asyncio.sleep(self._sweep)
             horizon = self.clock.time() - self._sweep_age
-            waiting = {m.id for m in self._outbox} | self._carrier.storing
+            waiting = self._outbox.keys() | self._carrier.storing
             old = [id_ for id_, (_, sent) in self.in_flight.items() if sent <= horizon and id_ not in waiting]
             try:
                 for at in range(0, len(old), _BATCH):

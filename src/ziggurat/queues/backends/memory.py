@@ -227,7 +227,7 @@ class MemoryQueue(Queue):
 
     def _lease_to(self, worker: str, view: View, limit: int) -> list[Delivery]:
         now = self._begin()
-        taken = self._lines.take(view, limit, now)
+        taken = self._lines.take(view, limit, now, self.options.max_deliveries)
         # A rate that held a line back on the way must wake it, whether or not others had something.
         self._arm(min(now + self._lease, self._lines.rate_due) if taken else self._lines.rate_due)
         until = now + self._lease

@@ -183,7 +183,7 @@ class RedisQueue(Queue):
         names = [quote(queue, safe="") for queue in queues]
         place = quote(region, safe="")
         view = ",".join(sorted(names)) + "/" + place
-        rest = (place, view, self._weights, round(self.options.ageing * 1000), BATCH_BYTES, *names)
+        rest = (place, view, self._weights, round(self.options.ageing * 1000), BATCH_BYTES, self.options.max_deliveries, *names)
 
         async def look(token: str) -> list[Delivery]:
             # By our own clock, and from before the server's: so the lease is never longer than we say.

@@ -1,14 +1,15 @@
 -- Leases ready messages to a worker. Returns JSON {"d": [delivery, ...], "t": ms until something is due, -1 for nothing}, where a delivery
 -- is {"r": "LINE ENTRY", "n": epoch, "m": message} and, if there are any, "h": heartbeat details, and "s": how often it was delivered,
 -- this time included and handed back unstarted not, if more than once.
+-- A message on its last delivery comes alone.
 -- ARGV: consumer, limit, token of the waiting call or "", region, name of the view, weights "1:16,2:8,", ageing in ms, most bytes,
--- then the queues.
+-- deliveries after which a message is given up, then the queues.
 local consumer, limit, token, region = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local bytes_left = tonumber(ARGV[8])
+local bytes_left, most = tonumber(ARGV[8]), tonumber(ARGV[9])
 local due = nil
 
 local shelves = {}
-for i = 9, #ARGV do
+for i = 10, #ARGV do
   due = sooner(due, promote(ARGV[i]))
   shelves[#shelves + 1] = ARGV[i] .. '/'
   if region ~= '' then shelves[#shelves + 1] = ARGV[i] .. '/' .. region end
@@ -27,11 +28,31 @@ local function deliver(line, entry, fields, count)
   bytes_left = bytes_left - #fields[4]
 end
 
+-- Of rows that came back, leaves only the first if it is on its last delivery, and otherwise those before one that is. Says whether there is
+-- one: then it is all for now.
+local function leave_last(stream, back)
+  for i, row in ipairs(back) do
+    if row[4] > 0 and row[4] + 1 >= most then
+      local found = call('XRANGE', stream, row[1], row[1])[1]
+      local _, free = shift_of(found and found[2][2] or '')
+      local counted = row[4] + 1 - free
+      if counted > 1 and counted >= most then
+        local kept = (i == 1 and #taken == 0) and 1 or i - 1
+        for place = #back, kept + 1, -1 do back[place] = nil end
+        bytes_left = 0
+        return true
+      end
+    end
+  end
+  return false
+end
+
 -- Leases up to `number` messages of a line: those that came back first, they are the oldest.
 local function read(line, number)
   local stream, before = stream_of(line), #taken
   local back = pcall_('XPENDING', stream, GROUP, '-', '+', number, READY)
   if back.err then return 0 end
+  local enough = leave_last(stream, back)
   if #back > 0 then
     local claim, counts = {'XCLAIM', stream, GROUP, consumer, 0}, {}
     for i, row in ipairs(back) do
@@ -41,7 +62,7 @@ local function read(line, number)
     for _, entry in ipairs(call(unpack(claim))) do deliver(line, entry[1], entry[2], counts[entry[1]]) end
   end
   local left = number - (#taken - before)
-  if left > 0 then
+  if left > 0 and not enough then
     local found = call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', left, 'STREAMS', stream, '>')
     for _, entry in ipairs(found and found[1][2] or {}) do
       deliver(line, entry[1], entry[2], 1)
@@ -58,6 +79,7 @@ local function read_within(line, number)
     local wanted, bytes = math.min(number - got, size), bytes_left
     local found = read(line, wanted)
     got = got + found
+    if bytes_left <= 0 then return got, false end
     if found < wanted then return got, true end
     size = math.max(1, math.min(CHUNK, math.floor(bytes_left * found / math.max(1, bytes - bytes_left))))
   end
