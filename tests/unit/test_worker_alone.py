@@ -96,7 +96,7 @@ async def test_a_last_delivery_goes_back_until_it_can_run_with_nothing_beside_it
         for name in ("fresh", "suspect", "second"):
             gates[f"{name}.out"].set()
         async with asyncio.timeout(30.0):
-            while not gates["suspect.in"].is_set():  # noqa: ASYNC110
+            while not gates["suspect.in"].is_set():
                 clock.advance(APART)  # It may have met the fresh one, and gone back once more.
                 await asyncio.sleep(0.01)
         assert len(await outcomes(queue, 4)) == 4
