@@ -245,7 +245,7 @@ class Lines:
             view = self._views[key] = View(queues, region, LevelTurns(self._weights, self._ageing))
         return view
 
-    def take(self, view: View, limit: int, now: float, most: int) -> list[Entry]:
+    def take(self, view: View, limit: int, now: float, most: float = float("inf")) -> list[Entry]:
         """Take up to `limit` entries by the policy, occupying their concurrency slots and rate tokens.
 
         One that was delivered all but one of `most` times is taken alone.
