@@ -54,7 +54,7 @@ class System:
         pools: names of the pools to run here; all when None.
         stay: True for a process that stays: schedules start runs here, and those of the settings are taken over.
         scale: True runs each pool as processes of their own, as many as the load wants; False as one worker in this process.
-        output: a folder for what those processes print; None lets them print where this process does.
+        output: a folder for what those processes print; None for this process's stderr.
         registry: what is known already; the app's modules are imported otherwise.
 
     Opening raises StateLocked if another process owns the state file, and whatever the layers raise. What was opened by then is closed.

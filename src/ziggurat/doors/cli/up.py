@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,6 +28,8 @@ Interval = Annotated[
         "--interval", min=0.1, metavar="SECONDS", help="Seconds between two looks: 0.5 on a terminal, 5 elsewhere, 1 with --json."
     ),
 ]
+log = logging.getLogger("ziggurat")
+
 #: Lines of a worker's output shown at a time, and bytes of it kept before its file is cut.
 LINES_SHOWN, LOG_BYTES = 50, 8 * 1024 * 1024
 
@@ -120,7 +123,11 @@ class _View:
 
     async def _keep_looking(self, looks: Looks) -> None:
         while True:
-            self._show(await looks.look())
+            try:
+                self._show(await looks.look())
+            except Exception:
+                # The system runs on, whatever is wrong with its picture.
+                log.exception("The system could not be looked at.")
             # A drain is short and people wait for it.
             await asyncio.sleep(min(self._interval, 0.5) if self._system.draining and not self._as_json else self._interval)
 

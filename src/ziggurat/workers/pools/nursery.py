@@ -29,7 +29,7 @@ from typing import IO, Any, NoReturn
 import msgspec
 from msgspec import Struct
 
-from ziggurat.workers.pools.starting import Started, Starter
+from ziggurat.workers.pools.starting import STDERR, Started, Starter
 
 #: Seconds for a nursery to answer: it imports first, on a machine that may be busy.
 PATIENCE = 60.0
@@ -98,6 +98,7 @@ class NurseryStarter(Starter):
                     *self._command,
                     str(theirs.fileno()),
                     stdin=asyncio.subprocess.DEVNULL,
+                    stdout=STDERR,
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,
                     env=self._environ,
@@ -229,7 +230,6 @@ def tend(descriptor: int, work: Callable[[list[str], int], int]) -> None:
         descriptor: our end of the pool's socket.
         work: called in each forked process, as (arguments, status descriptor); what it returns is the exit code.
     """
-    pool = socket.socket(fileno=descriptor)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -237,17 +237,18 @@ def tend(descriptor: int, work: Callable[[list[str], int], int]) -> None:
     # What is there now stays; the collector need not copy its pages into every worker by looking at them.
     gc.collect()
     gc.freeze()
-    watched: list[Any] = [pool, reading]
-    while True:
-        ready, _, _ = select.select(watched, [], [])
-        if reading in ready:
-            os.read(reading, 4096)
-            _report_ended(pool)
-        if pool in ready:
-            data, descriptors, _, _ = socket.recv_fds(pool, PACKET, 2)
-            if not data:
-                return
-            _fork(pool, _request.decode(data), list(descriptors), work, (reading, writing))
+    with socket.socket(fileno=descriptor) as pool:
+        watched: list[Any] = [pool, reading]
+        while True:
+            ready, _, _ = select.select(watched, [], [])
+            if reading in ready:
+                os.read(reading, 4096)
+                _report_ended(pool)
+            if pool in ready:
+                data, descriptors, _, _ = socket.recv_fds(pool, PACKET, 2)
+                if not data:
+                    return
+                _fork(pool, _request.decode(data), list(descriptors), work, (reading, writing))
 
 
 def _fork(

@@ -39,7 +39,7 @@ class ProcessPool(WorkerPool):
         name: the pool's name, for people.
         command: what starts one worker, `--status-fd N` being appended; with a starter, the arguments by which it knows this pool.
         starter: how workers are started; as commands when None.
-        output: a folder where each worker writes what it prints, one file each by its name; None leaves them this process's own.
+        output: a folder where each worker writes what it prints, one file each by its name; None for this process's stderr.
     """
 
     def __init__(

@@ -9,6 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import IO
 
+#: The file descriptor of stderr.
+STDERR = 2
+
 
 class Started(ABC):
     """A process that was started."""
@@ -34,7 +37,7 @@ class Starter(ABC):
         Args:
             arguments: what tells this worker from others that the same starter makes.
             status: the file descriptor that it writes its status to; the process gets one of its own.
-            output: where it prints; None for where this process does.
+            output: where it prints; None for this process's stderr.
         """
 
     async def close(self) -> None:
@@ -60,7 +63,8 @@ class CommandStarter(Starter):
             "--status-fd",
             str(status),
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
+            # stdout is where this process answers, and only this process.
+            stdout=output or STDERR,
             stderr=output,
             pass_fds=(status,),
             start_new_session=True,
