@@ -287,7 +287,12 @@ class OutputTruncated(InferenceError):
 
 
 class BudgetExceeded(InferenceError):
-    """The call would pass a hard budget limit."""
+    """The call was not made, because it would pass a hard budget limit. A run that meets it is parked and can be resumed.
+
+    `run_id` names the run whose budget it is; it is empty for a limit of the settings.
+    """
+
+    run_id = ""
 
 
 # -- flow of the engine ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from ziggurat.settings.limits import LimitSettings, SharingSettings
+from ziggurat.settings.limits import BudgetSettings, LimitSettings, SharingSettings
 from ziggurat.settings.types import (
     Dollars,
     EndpointKind,
@@ -87,6 +87,7 @@ class InferenceSettings(Section):
     """Layer 4: models. The endpoint "local" always exists; "gmi" and "openai" do where GMI_API_KEY and OPENAI_API_KEY are set."""
 
     endpoints: dict[str, EndpointSettings] = Field({}, description="Places that serve models, by name.")
+    budgets: BudgetSettings = Field(BudgetSettings(), description="What may be spent.")
     limits: SharingSettings = Field(SharingSettings(), description="How limits are shared.")
     ledger: str = Field(
         ".ziggurat/ledger.db",

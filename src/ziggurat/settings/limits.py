@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from ziggurat.settings.types import Positive, Seconds, Secret, Section, Shown, Url
+from ziggurat.settings.types import Dollars, Positive, Seconds, Secret, Section, Shown, Url
 
 LIMIT_STORES = ("process", "sqlite")
 
@@ -39,6 +39,20 @@ Store = Annotated[
     AfterValidator(_store),
     Shown('"process" \\| "sqlite" \\| Redis URL \\| "env:NAME"'),
 ]
+
+
+class BudgetSettings(Section):
+    """What may be spent on models, beside what a workflow or a run allows itself. Days are UTC days."""
+
+    call: Dollars | None = Field(None, description="One call.")
+    step: Dollars | None = Field(None, description="One step of a run, all its attempts.")
+    day: Dollars | None = Field(None, description="All calls of a day.")
+    workflows: dict[str, Dollars] = Field({}, description="All runs of a workflow in a day, by its name.")
+    tenants: dict[str, Dollars] = Field(
+        {}, description='All calls of a tenant in a day, by namespace; "*" for each that is not named.'
+    )
+    soft: float = Field(0.8, ge=0.0, le=1.0, description="The share of a budget after which `downgrade` is used.")
+    downgrade: str = Field("", description="The alias of a cheaper model, used once a budget's soft share is spent.")
 
 
 class SharingSettings(Section):
