@@ -1,17 +1,27 @@
-"""A run that has spent its budget is parked before the next task, and goes on with a larger one; nothing is bought twice."""
+"""Budgets: reserved before a call and settled after it, over trees of runs; a spent one parks, a larger one resumes; nothing is bought twice."""
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ziggurat import Client, RunParked, llm, workflow
-from ziggurat.errors import ConfigurationError
+from ziggurat import Client, RunParked, llm, task, workflow
+from ziggurat.errors import BudgetExceeded, ConfigurationError, InferenceError, RateLimited
+from ziggurat.inference.backends.scripted import Behaviour, Reply, create
+from ziggurat.inference.interface import EndpointConfig, ModelConfig, Price
+from ziggurat.inference.ledger import Attribution, attributing, costs
+from ziggurat.inference.limits.budgets import BudgetOptions
+from ziggurat.inference.limits.caller import Caller, calling
+from ziggurat.inference.retrying import RetryOptions
+from ziggurat.inference.router import Router
 from ziggurat.program.context import current_attempt
 from ziggurat.program.llm import ModelCaller, use_models
-from ziggurat.records import CallRecord, Chunk, Completion, Prompt, Usage
+from ziggurat.records import Allowance, CallRecord, ChatMessage, Chunk, Completion, Prompt, Usage
 
 
 class Dear(ModelCaller):
@@ -54,3 +64,200 @@ async def test_a_spent_budget_parks_and_a_larger_one_resumes(tmp_path: Path) -> 
         assert await handle.result(20) == 3
         assert models.calls == 3
         assert (await handle.info()).usage.cost_usd == pytest.approx(0.03)
+
+
+# -- reserve and settle ----------------------------------------------------------------------------------------------
+
+
+def router(
+    behaviour: Behaviour | None = None, *, budgets: BudgetOptions | None = None, cheap: float = 1.0, **options: Any
+) -> Router:
+    """Models that cost $10 for a thousand tokens, and a cheap one, with a record of their calls."""
+    endpoint = create(EndpointConfig(name="s", kind="scripted", options={"models": ["m", "c"], **options}), behaviour)
+    price, low = Price(input=10_000, output=10_000), Price(input=cheap, output=cheap)
+    models = {"default": ModelConfig(routes=["s:m"], price=price), "cheap": ModelConfig(routes=["s:c"], price=low)}
+    return Router({"s": endpoint}, models, budgets=budgets, ledger=RECORDS.append, seed=1)
+
+
+RECORDS: list[CallRecord] = []
+
+
+def ask(content: str = "hi", **more: Any) -> Prompt:
+    return Prompt(messages=[ChatMessage(role="user", content=content)], **more)
+
+
+def spends(*, limit: float, spent: float = 0.0) -> Any:
+    """Make calls that draw on the budget of a run."""
+    return calling(Caller(budgets=(Allowance("run:r", limit, spent),)))
+
+
+async def test_a_call_that_would_pass_the_limit_is_not_made() -> None:
+    models = router()
+    with (
+        spends(limit=0.04),
+        pytest.raises(BudgetExceeded, match=r"has been spent of the budget of the run r\. Resume it") as caught,
+    ):
+        await models.complete(ask(max_tokens=50))
+    assert caught.value.run_id == "r"
+    with spends(limit=1.0):
+        await models.complete(ask(max_tokens=50))
+    spent, reserved = models.keeper.store.purse("run:r")
+    assert spent == pytest.approx(RECORDS[-1].usage.cost_usd)
+    assert reserved == 0.0
+    # What the history knows counts although the store has never seen it.
+    with spends(limit=1.0, spent=0.99), pytest.raises(BudgetExceeded):
+        await models.complete(ask(max_tokens=50))
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+async def test_many_calls_at_once_overshoot_by_one_estimates_error_at_most(bounded: bool) -> None:
+    chance = random.Random(7)
+
+    def answers(prompt: Prompt, asked: int) -> Reply:
+        return Reply(text="word " * chance.randint(1, 120), first_token=0.001)
+
+    models = router(answers)
+    RECORDS.clear()
+    refused = 0
+
+    async def call() -> None:
+        nonlocal refused
+        try:
+            await models.complete(ask(max_tokens=60 if bounded else None))
+        except BudgetExceeded:
+            refused += 1
+
+    limit = 6.0
+    with spends(limit=limit):
+        await asyncio.gather(*(call() for _ in range(60)))
+    spent = sum(record.usage.cost_usd for record in RECORDS)
+    assert refused
+    assert spent > 0.5 * limit
+    dearest = max(record.usage.cost_usd for record in RECORDS)
+    assert spent <= limit + (0.0 if bounded else dearest) + 1e-9
+    assert models.keeper.store.purse("run:r") == pytest.approx((spent, 0.0))
+
+
+async def test_a_budget_past_its_soft_share_asks_the_cheaper_model() -> None:
+    models = router(budgets=BudgetOptions(soft=0.5, downgrade="cheap"))
+    RECORDS.clear()
+    with spends(limit=3.0):
+        for _ in range(12):
+            await models.complete(ask(max_tokens=20))
+    upstreams = [record.upstream for record in RECORDS]
+    assert upstreams == sorted(upstreams, reverse=True)
+    assert {"m", "c"} == set(upstreams)
+    assert {record.model for record in RECORDS} == {"default"}
+    with spends(limit=3.0, spent=2.0):
+        chunks = [chunk async for chunk in models.stream(ask(max_tokens=20))]
+    assert chunks[-1].usage is not None
+    assert RECORDS[-1].upstream == "c"
+
+
+@pytest.mark.parametrize(
+    ("budgets", "said"),
+    [
+        (BudgetOptions(call=0.1), "for one call"),
+        (BudgetOptions(day=0.5), "the day's budget. A new day begins"),
+        (BudgetOptions(workflows={"w": 0.5}), "the day's budget of the workflow 'w'"),
+        (BudgetOptions(tenants={"*": 0.5}), "the day's budget of the tenant 'acme'"),
+    ],
+)
+async def test_limits_of_the_settings(budgets: BudgetOptions, said: str) -> None:
+    models = router(budgets=budgets)
+    with attributing(Attribution(workflow="w", namespace="acme")), pytest.raises(BudgetExceeded, match=said) as caught:
+        await models.complete(ask(max_tokens=60))
+    assert caught.value.run_id == ""
+    free = router(budgets=budgets, cheap=0.0)
+    await free.complete(ask(model="cheap"))
+
+
+async def test_what_was_not_billed_is_given_back_and_what_may_have_been_is_held() -> None:
+    models = router(faults={"rate_limited": 1.0})
+    models.options = RetryOptions(attempts=1, limited_attempts=1)
+    with spends(limit=1.0), pytest.raises(RateLimited):
+        await models.complete(ask(max_tokens=10))
+    assert models.keeper.store.purse("run:r") == (0.0, 0.0)
+    slow = router(latency=30.0)
+    RECORDS.clear()
+    with spends(limit=1.0), pytest.raises(InferenceError):
+        await slow.complete(ask(max_tokens=10, timeout=0.05))
+    [record] = RECORDS
+    assert record.status == "unanswered"
+    assert record.held_usd > 0.1
+    assert slow.keeper.store.purse("run:r") == (pytest.approx(record.held_usd), 0.0)
+
+
+# -- trees of runs ---------------------------------------------------------------------------------------------------
+
+
+@task
+async def buys(number: int) -> str:
+    return await llm.text(f"item {number}", max_tokens=20)
+
+
+@workflow
+async def child(number: int) -> str:
+    return await buys(number) + await buys(number + 1)
+
+
+@workflow(budget="$2.00")
+async def parent() -> int:
+    answers = await asyncio.gather(*(child(number * 10) for number in range(4)))
+    return len(answers)
+
+
+async def test_children_draw_on_their_parents_budget_and_the_tree_parks_and_resumes(tmp_path: Path) -> None:
+    state = tmp_path / "state.db"
+    models = router(lambda prompt, asked: Reply(text="word " * 20))
+    RECORDS.clear()
+    async with Client.local(state) as client:
+        use_models(models)
+        handle = await client.start(parent)
+        with pytest.raises(RunParked, match=rf"spent of the budget of the run {handle.id}|has spent") as caught:
+            await handle.result(20)
+        assert f"ziggurat resume {handle.id} --budget" in str(caught.value)
+        found = await handle.info()
+        assert (found.status, found.error is not None and found.error.run_id) == ("parked", handle.id)
+        bought = len([r for r in RECORDS if r.usage.calls])
+        assert 0 < bought < 8
+        assert sum(r.usage.cost_usd for r in RECORDS) <= 2.0
+        await handle.resume(budget="+$1000")
+        assert await handle.result(20) == 4
+        total = (await handle.info()).usage
+        assert total.calls == 8
+    assert len([r for r in RECORDS if r.usage.calls]) == 8
+    rows = costs([state], ("workflow",))
+    assert [(r.group, r.calls) for r in rows] == [(("child",), 8)]
+    assert rows[0].cost_usd == pytest.approx(total.cost_usd) == pytest.approx(sum(r.usage.cost_usd for r in RECORDS))
+
+
+@task
+async def buys_many() -> int:
+    for number in range(50):
+        await llm.text(f"item {number}", max_tokens=20)
+    return 50
+
+
+@workflow(budget="$2.00")
+async def one_long_task() -> int:
+    return await buys_many()
+
+
+async def test_a_task_that_runs_out_of_money_on_the_way_parks_its_run_and_its_calls_are_in_the_ledger(tmp_path: Path) -> None:
+    state = tmp_path / "state.db"
+    models = router(lambda prompt, asked: Reply(text="word " * 20))
+    RECORDS.clear()
+    async with Client.local(state) as client:
+        use_models(models)
+        handle = await client.start(one_long_task)
+        with pytest.raises(RunParked, match="spent of the budget of the run"):
+            await handle.result(20)
+        spent = (await handle.info()).usage.cost_usd
+        assert 1.5 < spent <= 2.0
+        assert costs([state], ())[0].cost_usd == pytest.approx(spent)
+        history = await handle.history()
+        assert [e.detail for e in history if e.kind == "attempt_failed"] == ["budget"]
+        await handle.resume(budget="$100")
+        assert await handle.result(20) == 50
+        assert [e.attempt for e in await handle.history() if e.kind == "step_completed"] == [2]

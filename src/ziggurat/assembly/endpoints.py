@@ -18,6 +18,8 @@ from ziggurat.inference.interface import (
     Price,
     Timeouts,
 )
+from ziggurat.inference.limits.budgets import Baseline, BudgetOptions
+from ziggurat.inference.prices import GPU_HOUR
 from ziggurat.inference.router import Recorder, Router
 from ziggurat.records import Chunk, Completion, Prompt
 from ziggurat.settings import EndpointSettings, ModelSettings, PriceSettings, Settings
@@ -30,10 +32,14 @@ ENDPOINTS: Mapping[str, str] = {
 
 
 def build_models(
-    settings: Settings, *, aliases: Mapping[str, Sequence[str]] | None = None, ledger: Recorder | None = None
+    settings: Settings,
+    *,
+    aliases: Mapping[str, Sequence[str]] | None = None,
+    ledger: Recorder | None = None,
+    baseline: Baseline | None = None,
 ) -> Router:
     """Return the router over the configured endpoints. `aliases` replaces the configured ones, for a check; `ledger`
-    receives the record of every attempt.
+    receives the record of every attempt; `baseline` knows what was spent of a day's budgets before.
 
     An endpoint whose key or extra is missing does not stop the others: it says so when it is called. Raises ConfigurationError.
     """
@@ -44,7 +50,15 @@ def build_models(
     else:
         models = {alias: ModelConfig(routes=list(routes)) for alias, routes in aliases.items()}
     tenants = {name: limits_of(limits) for name, limits in wanted.limits.tenants.items()}
-    return Router(endpoints, models, ledger=ledger, keeper=build_keeper(settings), tenants=tenants)
+    return Router(
+        endpoints,
+        models,
+        ledger=ledger,
+        keeper=build_keeper(settings),
+        tenants=tenants,
+        budgets=BudgetOptions(**wanted.budgets.model_dump()),
+        baseline=baseline,
+    )
 
 
 def build_endpoint(name: str, wanted: EndpointSettings) -> Endpoint:
@@ -57,6 +71,8 @@ def build_endpoint(name: str, wanted: EndpointSettings) -> Endpoint:
         model_limits={model: limits_of(limits) for model, limits in wanted.model_limits.items()},
         timeouts=Timeouts(**wanted.timeouts.model_dump()),
         prices={model: _price(price) for model, price in wanted.prices.items()},
+        price_per_hour=_price_per_hour(name, wanted),
+        replicas=wanted.replicas,
         options=wanted.options,
     )
     try:
@@ -74,7 +90,18 @@ def _with_secrets(config: EndpointConfig, wanted: EndpointSettings) -> EndpointC
 
 
 def _price(wanted: PriceSettings) -> Price:
-    return Price(input=wanted.input, output=wanted.output, cached=wanted.cached)
+    return Price(**wanted.model_dump())
+
+
+def _price_per_hour(name: str, wanted: EndpointSettings) -> float:
+    if wanted.price_per_hour is not None or not wanted.gpu:
+        return wanted.price_per_hour or 0.0
+    if wanted.gpu not in GPU_HOUR:
+        known = ", ".join(GPU_HOUR)
+        raise SettingsError(
+            f"inference.endpoints.{name}.gpu is {wanted.gpu!r}, whose price is not known (known are: {known}); set price_per_hour instead."
+        )
+    return GPU_HOUR[wanted.gpu]
 
 
 def _model(wanted: ModelSettings) -> ModelConfig:

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+from datetime import datetime
 from pathlib import Path
 
-from ziggurat.inference.ledger import Ledger, current_attribution
+from ziggurat.errors import StateUnusable
+from ziggurat.inference.ledger import CostFilter, Ledger, current_attribution, spent
+from ziggurat.inference.limits.budgets import Baseline
 from ziggurat.inference.router import Recorder
 from ziggurat.records import CallRecord
 from ziggurat.settings import Settings
+
+log = logging.getLogger("ziggurat.inference")
 
 
 def ledger_files(settings: Settings) -> list[Path]:
     """Return the files that hold calls: the state file of the embedded engine, and the ledger's own."""
     state = [settings.state_path] if settings.orchestrator.backend == "embedded" else []
     return [*state, settings.ledger_path]
+
+
+def baseline(settings: Settings) -> Baseline:
+    """Return what is known to be spent of a day's budgets, by the files of this machine."""
+    files = ledger_files(settings)
+
+    def known(kind: str, name: str, day: str) -> float:
+        start = datetime.fromisoformat(f"{day}T00:00:00+00:00").timestamp()
+        whose = {"workflow": {"workflow": name}, "tenant": {"namespace": name}}.get(kind, {})
+        try:
+            return spent(files, CostFilter(since=start, until=start + 86_400.0, **whose))
+        except StateUnusable as error:
+            log.warning("%s What was spent today before is not known, and budgets of the day begin at nothing.", error)
+            return 0.0
+
+    return known
 
 
 def recorder(settings: Settings, ledger: Ledger) -> Recorder:

@@ -9,7 +9,7 @@ from ziggurat import codec
 from ziggurat.artifacts import use_library
 from ziggurat.assembly.artifacts import build_payloads, child_settings
 from ziggurat.assembly.endpoints import build_models
-from ziggurat.assembly.ledgers import recorder
+from ziggurat.assembly.ledgers import baseline, recorder
 from ziggurat.inference.ledger import Ledger
 from ziggurat.program.llm import ModelCaller, use_models
 from ziggurat.settings import InferenceSettings, Secret, Settings, TelemetrySettings, load_settings
@@ -21,7 +21,7 @@ def script_models() -> ModelCaller:
     settings = load_settings()
     # Without a settings file there is no project, and a script leaves nothing behind.
     ledger = recorder(settings, Ledger(settings.ledger_path)) if settings.source is not None else None
-    return cast(ModelCaller, build_models(settings, ledger=ledger))
+    return cast(ModelCaller, build_models(settings, ledger=ledger, baseline=baseline(settings)))
 
 
 def child_bootstrap(settings: Settings) -> Any:

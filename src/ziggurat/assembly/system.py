@@ -16,7 +16,7 @@ from ziggurat.assembly.artifacts import build_payloads, open_library
 from ziggurat.assembly.backends import LOCAL_QUEUES, build_orchestrator, build_queue
 from ziggurat.assembly.depths import Depths
 from ziggurat.assembly.endpoints import build_models
-from ziggurat.assembly.ledgers import recorder
+from ziggurat.assembly.ledgers import baseline, recorder
 from ziggurat.assembly.models import child_bootstrap
 from ziggurat.assembly.modules import AppRegistry, make_importable, reach_entry
 from ziggurat.assembly.scaled import ScaledPool, nursery_of, quotas_of
@@ -146,7 +146,7 @@ class System:
         if self._drive:
             ledger = Ledger(settings.ledger_path)
             self._stack.callback(ledger.close)
-            models = self.models = build_models(settings, ledger=recorder(settings, ledger))
+            models = self.models = build_models(settings, ledger=recorder(settings, ledger), baseline=baseline(settings))
             _models.append(models)
             use_models(models)
             self._stack.push_async_callback(_forget_models, models)

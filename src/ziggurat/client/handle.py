@@ -163,6 +163,8 @@ def ended_error(run: Run) -> RunFailed | RunCancelled | RunParked:
     error = run.error
     said = f"{error.type}: {error.message}" if error is not None else run.reason or "no reason was given"
     said = said.rstrip(".")
+    if run.status == "parked" and error is not None:
+        return RunParked(f"The run {run.id} is parked: {run.reason}", run_id=run.id, error=error)
     if run.status == "parked":
         return RunParked(f"The run {run.id} is parked: {said}. Mend the cause, then resume it.", run_id=run.id, error=error)
     if run.status == "cancelled":

@@ -52,6 +52,13 @@ class Call:
         if attempt is not None and attempt.info.deadline is not None:
             self._total = min(self._total, attempt.info.deadline - clock.time())
         self._deadline = clock.monotonic() + self._total
+        #: True if no cheaper model is left to ask.
+        self.downgraded = False
+        self._rule_out()
+
+    def _rule_out(self) -> None:
+        """Leave out the routes that cannot serve the prompt."""
+        prompt = self.prompt
         for standing in self.standings:
             route = standing.route
             if why := misfit(prompt, route.capabilities):
@@ -119,6 +126,12 @@ class Call:
                 standing.out = True
             else:
                 standing.not_before = now + max(backoff(standing.attempts, self._options, self._rng), error.retry_after or 0.0)
+
+    def downgrade(self, routes: list[Route]) -> None:
+        """Go on over the routes of a cheaper model, since a budget is past its soft share."""
+        self.downgraded = True
+        self.standings = [Standing(route) for route in routes]
+        self._rule_out()
 
     def out_of_time(self, wait: float | None = None) -> InferenceError:
         """Return the error of a call whose time is over, or would be before its next attempt."""

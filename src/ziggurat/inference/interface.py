@@ -95,6 +95,10 @@ class Price(Struct, frozen=True, kw_only=True):
     output: float = 0.0
     #: Input tokens that came from the endpoint's prefix cache; the input price if None.
     cached: float | None = None
+    #: Output tokens spent on reasoning; the output price if None.
+    reasoning: float | None = None
+    #: What a call of a batch costs, as a share of all that; OpenAI and most others bill half.
+    batch: float = 0.5
 
 
 class EndpointConfig(Struct, frozen=True, kw_only=True):
@@ -114,6 +118,9 @@ class EndpointConfig(Struct, frozen=True, kw_only=True):
     timeouts: Timeouts = Timeouts()
     #: By upstream model.
     prices: dict[str, Price] = {}
+    #: US dollars for an hour of one replica, rented whether it is asked or not, and how many replicas there are.
+    price_per_hour: float = 0.0
+    replicas: int = 1
     #: What only the kind knows.
     options: dict[str, Any] = {}
 

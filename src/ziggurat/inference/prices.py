@@ -20,9 +20,11 @@ from ziggurat.records import Usage
 
 #: Names the overlay below; changes whenever a price in it does.
 OVERLAY_VERSION = "overlay-2026-11-23"
-UNPRICED, FREE, SETTINGS = "unpriced", "free", "settings"
+UNPRICED, FREE, SETTINGS, HOURLY = "unpriced", "free", "settings", "hourly"
 
 _MILLION = 1_000_000.0
+#: What a batch costs as a share of the plain price, where only the library knows that price (OpenAI, Anthropic and Google: 50 %).
+BATCH_SHARE = 0.5
 
 #: What genai-prices does not have: GMI Cloud's models, by host and upstream name in lower case. The first two are the article's
 #: prices (gmicloud.ai, "Hosting AI agent workflows at scale"): $1.39 is blended, so it holds for input and output alike. DeepSeek-V3.2
@@ -36,7 +38,7 @@ OVERLAY: dict[str, dict[str, Price]] = {
 }
 
 #: US dollars for an hour of one GPU at GMI Cloud (the article; GMI blog, 2026-05). Rented hours are paid whether or not calls are
-#: made, so they are no part of a call's cost; the planner compares them with prices per token.
+#: made; `metering.py` says how calls bear them, and the planner compares them with prices per token.
 GPU_HOUR: dict[str, float] = {"H100": 2.00, "H200": 2.60}
 
 
@@ -49,20 +51,36 @@ class Tariff(Struct, frozen=True, kw_only=True):
     provider_url: str = ""
     upstream: str = ""
 
-    def bill(self, usage: Usage, now: float) -> Usage:
-        """Return the usage with its cost. `now` is the wall-clock time of the call."""
+    def bill(self, usage: Usage, now: float, *, batch: bool = False) -> Usage:
+        """Return the usage with its cost. `now` is the wall-clock time of the call; `batch` says that it went through a batch."""
         if self.price is not None:
-            return _with_cost(usage, cost(usage, self.price))
+            return _with_cost(usage, cost(usage, self.price, batch=batch))
         if self.provider_url:
-            return _with_cost(usage, _library_cost(usage, self.provider_url, self.upstream, now) or 0.0)
+            found = _library_cost(usage, self.provider_url, self.upstream, now) or 0.0
+            return _with_cost(usage, found * (BATCH_SHARE if batch else 1.0))
         return usage
 
+    def estimate(self, input_tokens: int, output_tokens: int, now: float) -> float:
+        """Return what a call of so many tokens would cost, in US dollars, without any discount."""
+        return self.bill(Usage(calls=1, input_tokens=input_tokens, output_tokens=output_tokens), now).cost_usd
 
-def cost(usage: Usage, price: Price) -> float:
-    """Return US dollars for a usage. Cached tokens are part of the input tokens and are billed once, at their own price."""
+
+def cost(usage: Usage, price: Price, *, batch: bool = False) -> float:
+    """Return US dollars for a usage.
+
+    Cached tokens are part of the input tokens and reasoning tokens of the output tokens: each is billed once, at its own price.
+    """
     cached = min(usage.cached_tokens, usage.input_tokens)
+    reasoning = min(usage.reasoning_tokens, usage.output_tokens)
     cached_price = price.input if price.cached is None else price.cached
-    return ((usage.input_tokens - cached) * price.input + cached * cached_price + usage.output_tokens * price.output) / _MILLION
+    reasoning_price = price.output if price.reasoning is None else price.reasoning
+    whole = (
+        (usage.input_tokens - cached) * price.input
+        + cached * cached_price
+        + (usage.output_tokens - reasoning) * price.output
+        + reasoning * reasoning_price
+    )
+    return whole * (price.batch if batch else 1.0) / _MILLION
 
 
 def tariff(endpoint: EndpointConfig, upstream: str, *, alias_price: Price | None = None, free: bool = False) -> Tariff:
@@ -70,6 +88,9 @@ def tariff(endpoint: EndpointConfig, upstream: str, *, alias_price: Price | None
     written = alias_price or endpoint.prices.get(upstream) or endpoint.prices.get("*")
     if written is not None:
         return Tariff(price=written, version=SETTINGS)
+    if endpoint.price_per_hour:
+        # Paid by the hour, so its tokens are free; `metering.py` adds the call's part of the hour.
+        return Tariff(price=Price(), version=HOURLY)
     if free:
         return Tariff(price=Price(), version=FREE)
     host = urlsplit(endpoint.base_url).hostname or ""

@@ -24,15 +24,14 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from ziggurat.clock import Clock, SystemClock
-from ziggurat.errors import ConfigurationError, EndpointFailed, EndpointUnreachable, InferenceError, Overloaded
+from ziggurat.errors import ConfigurationError, EndpointFailed, EndpointUnreachable, InferenceError
 from ziggurat.inference import telling
+from ziggurat.inference.admission import Admission, Entry
 from ziggurat.inference.calls import Call
 from ziggurat.inference.interface import Endpoint, Limits, ModelConfig
-from ziggurat.inference.ledger import current_attribution
-from ziggurat.inference.limits.caller import current_caller
+from ziggurat.inference.limits.budgets import Baseline, BudgetOptions, Budgets, PastSoft
 from ziggurat.inference.limits.keeper import Keeper
 from ziggurat.inference.limits.process import ProcessStore
-from ziggurat.inference.limits.tickets import Demand, Ticket
 from ziggurat.inference.retrying import RetryOptions
 from ziggurat.inference.routes import Route, Routes, RouteView
 from ziggurat.inference.shaping import shape
@@ -41,8 +40,6 @@ from ziggurat.program.context import current_attempt
 from ziggurat.program.llm import ModelCaller
 from ziggurat.records import CallRecord, ChatMessage, Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt, Usage
 from ziggurat.telemetry import tracing
-from ziggurat.telemetry.catalogue import GATE_SECONDS
-from ziggurat.units import human_seconds
 
 #: Receives the record of every attempt, failed ones included, in whatever thread made the call; must be quick and must not raise.
 Recorder = Callable[[CallRecord], None]
@@ -61,6 +58,8 @@ class Router(ModelCaller):
         ledger: receives every attempt's record.
         keeper: the way to the limits that are shared; without it, they are this router's alone.
         tenants: limits of tenants over all endpoints, by namespace.
+        budgets: what may be spent, beside what callers allow themselves.
+        baseline: what is known to be spent of a day, for a limit store that has forgotten it.
         clock: for tests.
         seed: for the jitter, in tests.
     """
@@ -74,6 +73,8 @@ class Router(ModelCaller):
         ledger: Recorder | None = None,
         keeper: Keeper | None = None,
         tenants: Mapping[str, Limits] | None = None,
+        budgets: BudgetOptions | None = None,
+        baseline: Baseline | None = None,
         clock: Clock | None = None,
         seed: int | None = None,
     ) -> None:
@@ -84,6 +85,8 @@ class Router(ModelCaller):
         self.keeper = keeper or Keeper(ProcessStore(self.clock), self.clock)
         self._table = Routes(endpoints, models, self.clock, self.options, self._rng, self.keeper, tenants or {})
         self.tokens = TokenEstimator()
+        self.budgets = Budgets(self.keeper, self.clock, budgets, baseline)
+        self.admission = Admission(self.tokens, self.budgets, self.clock)
         telling.show(self)
 
     # -- the verbs ---------------------------------------------------------------------------------------------------
@@ -125,6 +128,8 @@ class Router(ModelCaller):
                     await standing.route.prepare()
                     try:
                         return await attempt(standing.route)
+                    except PastSoft:
+                        call.downgrade(self._table.of(self.budgets.options.downgrade))
                     except (InferenceError, ConfigurationError) as error:
                         call.judge(standing, error)
         except TimeoutError:
@@ -145,6 +150,8 @@ class Router(ModelCaller):
                         delivered = True
                         yield chunk
                 return
+            except PastSoft:
+                call.downgrade(self._table.of(self.budgets.options.downgrade))
             except (InferenceError, ConfigurationError) as error:
                 if delivered:
                     raise
@@ -192,7 +199,9 @@ class Router(ModelCaller):
         await asyncio.to_thread(self.keeper.close)
 
     def _call(self, prompt: Prompt, told: telling.Told | None) -> Call:
-        return Call(prompt, self._table.of(prompt.model), self.options, self.clock, self._rng, self.pause, told)
+        call = Call(prompt, self._table.of(prompt.model), self.options, self.clock, self._rng, self.pause, told)
+        call.downgraded = self.budgets.options.downgrade in ("", prompt.model)
+        return call
 
     # -- one attempt -------------------------------------------------------------------------------------------------
 
@@ -209,31 +218,27 @@ class Router(ModelCaller):
     ) -> tuple[Answer, CallRecord]:
         """Make one attempt at a whole answer, and record it."""
         lane, clock = route.lane, self.clock
-        ticket = await self._enter(route, shaped)
+        entry = await self.admission.enter(route, shaped, past_soft=call.downgraded)
         route.breaker.begin(clock.monotonic())
-        used: float | None = None
         started_at, started = clock.time(), clock.monotonic()
         try:
             answer = await ask(lane.endpoint, replace(shaped, timeout=call.left()), route.upstream)
             usage = self._counted(route, shaped, answer.usage, _size(answer))
-            used = float(usage.input_tokens + usage.output_tokens)
         except BaseException as error:
-            self._failed(call, route, error, started_at, started)
+            self._failed(call, route, entry, shaped, error, started_at, started)
             raise
-        finally:
-            lane.gate.leave(ticket, used)
+        record = self._record(call, route, entry, usage, started_at, clock.monotonic() - started, None, "ok")
         self._succeeded(route)
-        return answer, self._record(call, route, usage, started_at, clock.monotonic() - started, None, "ok")
+        return answer, record
 
     async def _attempt_stream(self, call: Call, route: Route) -> AsyncGenerator[Chunk, None]:
         lane, clock = route.lane, self.clock
         shaped, unshaping = shape(call.prompt, route.capabilities)
         async with asyncio.timeout(call.left()):
-            ticket = await self._enter(route, shaped)
+            entry = await self.admission.enter(route, shaped, past_soft=call.downgraded)
         route.breaker.begin(clock.monotonic())
         started_at, started = clock.time(), clock.monotonic()
         seen = _Seen()
-        used: float | None = None
         try:
             async with aclosing(lane.endpoint.stream(replace(shaped, timeout=call.left()), route.upstream)) as chunks:
                 async for chunk in chunks:
@@ -245,44 +250,20 @@ class Router(ModelCaller):
                     if passed is not None and (passed.text or passed.reasoning or passed.tool_calls):
                         yield passed
             usage = self._counted(route, shaped, seen.usage, seen.size)
-            used = float(usage.input_tokens + usage.output_tokens)
         except BaseException as error:
             if seen.first is None:
-                self._failed(call, route, error, started_at, started)
+                self._failed(call, route, entry, shaped, error, started_at, started)
             else:
                 # Whoever stopped the stream, what was written of it is billed.
                 usage = self._counted(route, shaped, seen.usage, seen.size)
-                used = float(usage.input_tokens + usage.output_tokens)
                 status = type(error).__name__ if isinstance(error, InferenceError) else "stopped"
-                self._record(call, route, usage, started_at, clock.monotonic() - started, seen.first, status)
+                self._record(call, route, entry, usage, started_at, clock.monotonic() - started, seen.first, status)
                 self._verdict(route, error)
             raise
-        finally:
-            lane.gate.leave(ticket, used)
+        record = self._record(call, route, entry, usage, started_at, clock.monotonic() - started, seen.first, "ok")
         self._succeeded(route)
-        record = self._record(call, route, usage, started_at, clock.monotonic() - started, seen.first, "ok")
         last = replace(seen.final, usage=record.usage)
         yield last if unshaping is None else unshaping.chunk(last)
-
-    async def _enter(self, route: Route, shaped: Prompt) -> Ticket:
-        """Wait before the endpoint's gate, on behalf of whoever calls."""
-        began, gate = self.clock.monotonic(), route.lane.gate
-        caller, by = current_caller(), current_attribution()
-        demand = Demand(
-            upstream=route.upstream, namespace=by.namespace, priority=caller.priority, key=caller.key, limits=caller.limits
-        )
-        if gate.counts_tokens(demand):
-            demand = replace(demand, tokens=float(self.tokens.likely(shaped, route.upstream)))
-        try:
-            async with asyncio.timeout(caller.patience):
-                ticket = await gate.enter(demand)
-        except TimeoutError:
-            raise Overloaded(
-                f"The limits that the call is under had no room for it within {human_seconds(caller.patience or 0.0)}: those of the "
-                f"endpoint {route.lane.endpoint.name!r}, its model, the tenant or the key. Send it again later, or raise them."
-            ) from None
-        GATE_SECONDS.labels(route.lane.endpoint.name).observe(self.clock.monotonic() - began)
-        return ticket
 
     def _succeeded(self, route: Route) -> None:
         route.breaker.success()
@@ -300,14 +281,18 @@ class Router(ModelCaller):
         inputs, outputs = self.tokens.prompt(shaped, route.upstream), self.tokens.answer(size, route.upstream)
         return Usage(calls=1, input_tokens=inputs, output_tokens=outputs, estimated_tokens=inputs + outputs)
 
-    def _failed(self, call: Call, route: Route, error: BaseException, started_at: float, started: float) -> None:
+    def _failed(
+        self, call: Call, route: Route, entry: Entry, shaped: Prompt, error: BaseException, started_at: float, started: float
+    ) -> None:
         """Record an attempt that brought nothing, and tell the breaker."""
         latency = self.clock.monotonic() - started
         # Cancelled, or out of time: the request may have reached the provider.
         gone = isinstance(error, TimeoutError) or not isinstance(error, Exception)
         unanswered = gone or (isinstance(error, InferenceError) and error.sent)
         status = "unanswered" if unanswered else type(error).__name__
-        self._record(call, route, Usage(), started_at, latency, None, status)
+        if unanswered and entry.cost is None:
+            entry.cost = self.admission.estimate(route, shaped)
+        self._record(call, route, entry, Usage(), started_at, latency, None, status)
         self._verdict(route, error)
 
     def _verdict(self, route: Route, error: BaseException) -> None:
@@ -319,21 +304,41 @@ class Router(ModelCaller):
             route.breaker.abandon()
 
     def _record(
-        self, call: Call, route: Route, usage: Usage, started_at: float, latency: float, first: float | None, status: str
+        self,
+        call: Call,
+        route: Route,
+        entry: Entry,
+        usage: Usage,
+        started_at: float,
+        latency: float,
+        first: float | None,
+        status: str,
     ) -> CallRecord:
-        """Record an attempt in the ledger, and in the step's account if it was or may have been billed."""
+        """End an attempt: give back what it did not use, and record it in the ledger and, if it was or may have been billed, in the
+        step's account.
+        """
         tariff = route.tariff
+        used = float(usage.input_tokens + usage.output_tokens) if usage.calls else None
+        if status == EndpointUnreachable.__name__:
+            used = 0.0  # It was never sent. Other failures count against a provider's limits.
+        rent = self.admission.leave(route, entry, used)
+        billed = tariff.bill(usage, started_at) if usage.calls else usage
+        held = entry.cost.likely if status == "unanswered" and entry.cost is not None else 0.0
+        if rent:
+            billed = replace(billed, cost_usd=billed.cost_usd + rent)
+        self.admission.settle(entry, billed.cost_usd + held)
         record = CallRecord(
             id=uuid.uuid4().hex,
             model=call.prompt.model,
             endpoint=route.lane.endpoint.name,
             upstream=route.upstream,
-            usage=tariff.bill(usage, started_at) if usage.calls else usage,
+            usage=billed,
             price_version=tariff.version,
             started_at=started_at,
             latency=latency,
             first_token=first,
             status=status,
+            held_usd=held,
         )
         if usage.calls or status == "unanswered":
             attempt = current_attempt()

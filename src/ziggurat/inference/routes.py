@@ -14,6 +14,7 @@ from ziggurat.inference import capabilities as table
 from ziggurat.inference.interface import Capabilities, CapabilityOverrides, Endpoint, Limits, ModelConfig, Price
 from ziggurat.inference.limits.gate import Gate
 from ziggurat.inference.limits.keeper import Keeper
+from ziggurat.inference.metering import Meter
 from ziggurat.inference.prices import Tariff, tariff
 from ziggurat.inference.retrying import Breaker, RetryBudget, RetryOptions
 from ziggurat.inference.tokens import raw_tokens
@@ -24,9 +25,9 @@ HOLD_SECONDS = 1.0
 
 
 class Lane:
-    """What all routes to one endpoint share: its gate and its retry budget."""
+    """What all routes to one endpoint share: its gate, its retry budget and the meter of its hourly price."""
 
-    __slots__ = ("budget", "endpoint", "gate")
+    __slots__ = ("budget", "endpoint", "gate", "meter")
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class Lane:
         self.endpoint = endpoint
         config = endpoint.config
         self.gate = Gate(config.name, config.limits, clock, rng, keeper, models=config.model_limits, tenants=tenants)
+        self.meter = Meter(config.price_per_hour * config.replicas, lambda: keeper.holders)
         self.budget = RetryBudget(options.budget_ratio, options.budget_floor, options.budget_window)
 
 

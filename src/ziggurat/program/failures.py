@@ -7,7 +7,16 @@ import traceback
 from functools import lru_cache
 from typing import Any
 
-from ziggurat.errors import ArtifactError, BudgetExceeded, ChildRunError, DeadLettered, InferenceError, TaskCrashed, TaskError, TaskTimeout
+from ziggurat.errors import (
+    ArtifactError,
+    BudgetExceeded,
+    ChildRunError,
+    DeadLettered,
+    InferenceError,
+    TaskCrashed,
+    TaskError,
+    TaskTimeout,
+)
 from ziggurat.program.options import Retry, type_name
 from ziggurat.records import ErrorInfo, Outcome
 
@@ -35,7 +44,7 @@ def describe(error: BaseException, retry: Retry | None = None) -> ErrorInfo:
         retryable=retryable,
         retry_after=getattr(error, "retry_after", None),
         step=first.step if isinstance(first, TaskError) and first.step else None,
-        run_id=first.run_id if isinstance(first, (ChildRunError, BudgetExceeded)) else "",
+        run_id=first.run_id if isinstance(first, ChildRunError) else error.run_id if isinstance(error, BudgetExceeded) else "",
     )
 
 

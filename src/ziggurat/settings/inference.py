@@ -37,6 +37,8 @@ class PriceSettings(Section):
     input: Dollars = Field(0.0, description="Input tokens.")
     output: Dollars = Field(0.0, description="Output tokens.")
     cached: Dollars | None = Field(None, description="Input tokens that the endpoint had cached; the input price by default.")
+    reasoning: Dollars | None = Field(None, description="Output tokens spent on reasoning; the output price by default.")
+    batch: float = Field(0.5, ge=0.0, description="What a call in a batch costs, as a share of these prices.")
 
 
 class CapabilitySettings(Section):
@@ -64,6 +66,11 @@ class EndpointSettings(Section):
     )
     timeouts: TimeoutSettings = Field(TimeoutSettings(), description="How long to wait for it.")
     prices: dict[str, PriceSettings] = Field({}, description="What its models cost, by their upstream names.")
+    price_per_hour: Dollars | None = Field(
+        None, description="What an hour of one replica of a dedicated endpoint costs; by `gpu` if that is named."
+    )
+    gpu: str = Field("", description="The GPU of a replica, H100 or H200, whose price an hour is then known.")
+    replicas: Positive = Field(1, description="How many replicas are rented.")
     options: dict[str, Any] = Field({}, description="What only its kind knows; see the page of that kind.")
 
 

@@ -23,7 +23,7 @@ from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.orchestrator.tracing import carried
 from ziggurat.program.failures import describe
 from ziggurat.queues.interface import Queue
-from ziggurat.records import PRIORITY_NORMAL, Concurrency, Lane, Message, Outcome, Rate, Run, message_id
+from ziggurat.records import PRIORITY_NORMAL, Allowance, Concurrency, Lane, Message, Outcome, Rate, Run, message_id
 from ziggurat.telemetry import events
 from ziggurat.telemetry.catalogue import DISPATCH_SECONDS, IN_FLIGHT, OUTBOX, OUTCOMES, QUEUE_SENT, RESENT
 
@@ -67,6 +67,8 @@ class Dispatcher:
         self._acks: list[Outcome] = []
         #: Messages that are out, by id: (run, when sent).
         self.in_flight: dict[str, tuple[str, float]] = {}
+        #: Returns the budgets that the model calls of a run draw on.
+        self.allowances: Callable[[Run], tuple[Allowance, ...]] = lambda run: ()
         self._wake: asyncio.Event = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
@@ -151,6 +153,7 @@ class Dispatcher:
             heartbeat=step.heartbeat,
             concurrency=Concurrency(step.bound["concurrency"], concurrency.limit) if concurrency is not None else None,
             rate=Rate(step.bound["rate"], rate[0], rate[1]) if rate is not None else None,
+            budgets=self.allowances(run),
             trace=carried(run, step.number),
         )
 

@@ -30,6 +30,7 @@ from ziggurat.orchestrator.embedded.kin import Kin
 from ziggurat.orchestrator.embedded.options import EngineOptions
 from ziggurat.orchestrator.embedded.references import FORGET_OLDER
 from ziggurat.orchestrator.embedded.resident import Resident, attribution, rest_of, total_usage
+from ziggurat.orchestrator.embedded.spending import Spending
 from ziggurat.orchestrator.embedded.steps import Finished, Step
 from ziggurat.orchestrator.embedded.store import Reader, event_row, run_row
 from ziggurat.orchestrator.embedded.stowing import Stowing
@@ -39,9 +40,8 @@ from ziggurat.orchestrator.embedded.timers import Timers
 from ziggurat.orchestrator.embedded.watching import Watchers
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.program.registry import Registry
-from ziggurat.records import STOPPED, Event, Run
+from ziggurat.records import STOPPED, ErrorInfo, Event, Run
 from ziggurat.telemetry.catalogue import RUNS_EVICTED
-from ziggurat.units import human_dollars
 
 #: Events that are not lost when a run continues as new while they are on the way to the disk.
 ARRIVING = frozenset({"signal_received", "cancel_requested"})
@@ -75,6 +75,8 @@ class Driver:
         #: The highest key of a row of `runs`.
         self.last_key = reader.last_key()
         self.watchers = Watchers()
+        self.spending = Spending(self, clock.time)
+        dispatcher.allowances = self.spending.allowances
         self.telling = Telling(self.watchers)
         self.timers = Timers(clock, due)
         self._evicting = False
@@ -173,8 +175,8 @@ class Driver:
 
     def _carry_out(self, resident: Resident, step: Step) -> None:
         if step.kind == "task":
-            if self._is_spent(resident.run):
-                self.park(resident, _spent_text(resident.run))
+            if (spent := self.spending.over(resident.run)) is not None:
+                self.spending.park(resident, spent)
                 return
             deadline = step.options.deadline
             if step.retry_at is not None and step.retry_at > self.clock.time():
@@ -189,10 +191,6 @@ class Driver:
             self.kin.begin_child(resident, step)
         if self.watchers:
             self.watchers.step(resident.run, step)
-
-    @staticmethod
-    def _is_spent(run: Run) -> bool:
-        return run.budget_usd is not None and 0 < run.usage.cost_usd >= run.budget_usd
 
     def _drop(self, resident: Resident, dropped: list[Step]) -> None:
         for step in dropped:
@@ -400,6 +398,7 @@ class Driver:
         execution, resident.execution = resident.execution, None
         if execution is not None:
             execution.discard()
+        self.spending.forget(resident.run)
         if self.residents.get(resident.run.id) is resident:
             del self.residents[resident.run.id]
         self.watchers.status(resident.run)
@@ -451,11 +450,11 @@ class Driver:
         resident.writes -= 1
         self._bring_up(resident, events[1:])
 
-    def park(self, resident: Resident, reason: str) -> None:
+    def park(self, resident: Resident, reason: str, error: ErrorInfo | None = None) -> None:
         """Stop a run that cannot go on as things are, and say why. Its history is untouched; `resume` tries again."""
         resident.finishing = True
         event = self.event(resident, "run_parked", detail=reason)
-        resident.run = replace(resident.run, status="parked", reason=reason, events=event.seq, wake_at=None)
+        resident.run = replace(resident.run, status="parked", reason=reason, error=error, events=event.seq, wake_at=None)
         execution, resident.execution = resident.execution, None
         if execution is not None:
             self.parked[resident.run.id] = (
@@ -478,10 +477,3 @@ class Driver:
                 del self._stopped[run_id]
 
         return take_back
-
-
-def _spent_text(run: Run) -> str:
-    return (
-        f"The run has spent {human_dollars(run.usage.cost_usd)} of its budget of {human_dollars(run.budget_usd or 0.0)}. "
-        f"Resume it with a larger one: ziggurat resume {run.id} --budget '$...'"
-    )

@@ -33,6 +33,7 @@ from ziggurat.orchestrator.embedded.options import EngineOptions
 from ziggurat.orchestrator.embedded.recovery import recover
 from ziggurat.orchestrator.embedded.resident import Resident, step_views, total_usage
 from ziggurat.orchestrator.embedded.scheduling import EmbeddedSchedules
+from ziggurat.orchestrator.embedded.spending import BUDGET_EXCEEDED
 from ziggurat.orchestrator.embedded.store import UNBURY, UNBURY_RUN, event_row, run_row
 from ziggurat.orchestrator.embedded.surgery import asked_at, current_generation, fork_events, rebound, retry_events
 from ziggurat.orchestrator.embedded.viewing import Viewer
@@ -256,8 +257,16 @@ class EmbeddedOrchestrator(Orchestrator):
         elif found.status == "parked":
             async with self._surgery:
                 await self._take_up(run, "run_resumed", "parked", budget_usd)
+                await self._resume_children(run)
         elif found.status in ENDED:
             raise Conflict(f"The run {run} is {found.status} and cannot be resumed{_retry_hint(found)}.")
+
+    async def _resume_children(self, run: str) -> None:
+        """Take up the children that were parked because a budget was spent: it is their parent's, and was raised."""
+        for child in self._journal.reader.children(run):
+            if child.status == "parked" and child.error is not None and child.error.type == BUDGET_EXCEEDED:
+                await self._take_up(child.id, "run_resumed", "parked")
+                await self._resume_children(child.id)
 
     async def retry(self, run: str) -> Run:
         found = self._stored(run)
@@ -313,6 +322,7 @@ class EmbeddedOrchestrator(Orchestrator):
             statements.append(("DELETE FROM events WHERE run = ?", (key,)))
             rows = [event_row(key, e) for e in kept] + rows
         await self._journal.durable(Write(rows, [run_row(key, revived)], statements))
+        self.driver.spending.resumed(revived)
         self.driver.resident(run)
 
     async def fork(self, run: str, step: int, *, payload: Raw | None = None, id: str = "") -> Run:

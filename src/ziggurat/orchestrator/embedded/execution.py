@@ -35,6 +35,9 @@ INFORMATIVE = frozenset(
     | {"run_retried", "run_forked", "run_continued", "calls_recorded"}
 )
 
+#: Ends of attempts that are no failures of the task: its worker was ended, or its budget.
+NO_FAILURES = frozenset({"cancelled", "budget"})
+
 #: Ids of signals that a run remembers when it continues as new.
 SIGNAL_IDS_KEPT = 1_000
 
@@ -131,7 +134,7 @@ class Execution(RunContext):
         step = self.steps.get(event.step)
         if event.kind == "attempt_failed" and step is not None:
             step.attempt = event.attempt + 1
-            step.failures += event.detail != "cancelled"
+            step.failures += event.detail not in NO_FAILURES
             step.retry_at, step.heartbeat = event.retry_at, event.result
         elif event.kind == "run_retried":
             for step in self.steps.values():

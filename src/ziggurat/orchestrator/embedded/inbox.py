@@ -20,6 +20,7 @@ from ziggurat.orchestrator.embedded.dispatch import Dispatcher
 from ziggurat.orchestrator.embedded.driver import Driver
 from ziggurat.orchestrator.embedded.options import EngineOptions
 from ziggurat.orchestrator.embedded.resident import Resident, attribution, usage_of
+from ziggurat.orchestrator.embedded.spending import BUDGET_EXCEEDED
 from ziggurat.orchestrator.embedded.steps import Step
 from ziggurat.orchestrator.embedded.store import BURY, letter_row
 from ziggurat.orchestrator.embedded.writer import Write
@@ -69,10 +70,10 @@ class Inbox:
             or resident.finishing
             or outcome.generation != resident.run.epoch
         ):
-            self.dispatcher.ack(outcome)
+            self._drop(outcome)
         elif step.name != outcome.task:
             # Before its code was changed, the program asked for another task here. With another attempt, ours is not taken for it.
-            self.dispatcher.ack(outcome)
+            self._drop(outcome)
             if outcome.attempt == step.attempt and step.dispatched:
                 step.attempt += 1
                 self.dispatcher.send(resident.run, step)
@@ -86,7 +87,7 @@ class Inbox:
                 self.dispatcher.cancel(resident.run, step)
             self._settle(resident, step, outcome, "step_completed")
         elif outcome.attempt != step.attempt:
-            self.dispatcher.ack(outcome)
+            self._drop(outcome)
         else:
             self._failed(resident, step, outcome)
 
@@ -101,9 +102,14 @@ class Inbox:
             or outcome.status != "completed"
             or outcome.generation != resident.run.epoch
         ):
-            self.dispatcher.ack(outcome)
+            self._drop(outcome)
         else:
             self._settle(resident, step, outcome, "step_completed")
+
+    def _drop(self, outcome: Outcome) -> None:
+        """Let an outcome go that nobody waits for. Its model calls were paid for, so they are recorded all the same."""
+        self._record_calls(outcome.run, outcome.step, outcome.attempt, outcome.calls)
+        self.dispatcher.ack(outcome)
 
     def _settle(self, resident: Resident, step: Step, outcome: Outcome, kind: str) -> None:
         step.settled = True
@@ -131,8 +137,9 @@ class Inbox:
     def _failed(self, resident: Resident, step: Step, outcome: Outcome) -> None:
         now = self.clock.time()
         step.dispatched = False
-        if outcome.status == "cancelled":
-            # Nobody here cancelled it: a worker was ended before its time. That is no failure of the task's.
+        over = outcome.error if outcome.error is not None and outcome.error.type == BUDGET_EXCEEDED else None
+        if outcome.status == "cancelled" or over is not None:
+            # Nobody here cancelled it: a worker was ended before its time. That is no failure of the task's, nor is a spent budget.
             due: float | None = now
         else:
             step.failures += 1
@@ -144,17 +151,27 @@ class Inbox:
             self._settle(resident, step, outcome, "step_failed")
             return
         event = self._outcome_event(
-            resident, step, outcome, "attempt_failed", retry_at=due, detail=outcome.status, result=outcome.heartbeat
+            resident,
+            step,
+            outcome,
+            "attempt_failed",
+            retry_at=due,
+            detail=outcome.status if over is None else "budget",
+            result=outcome.heartbeat,
         )
         step.attempt += 1
         step.retry_at, step.heartbeat = due, outcome.heartbeat
         self.driver.record(resident, event, partial(self.dispatcher.ack, outcome))
+        if over is not None and not self.driver.spending.is_old(outcome):
+            self.driver.spending.park(resident, over)
+            return
         self.driver.timers.add(due, resident.run.id, step.number)
         self.driver.watchers.step(resident.run, step)
 
     def _outcome_event(self, resident: Resident, step: Step, outcome: Outcome, kind: str, **fields: Any) -> Event:
         usage = usage_of(outcome.calls)
         self._recent_calls.extend(call.id for call in outcome.calls)
+        self.driver.spending.add(resident.run, outcome.calls)
         if usage is not None:
             resident.run = replace(resident.run, usage=resident.run.usage + usage)
         return self.driver.event(
@@ -242,7 +259,7 @@ class Inbox:
         for item in items:
             if item.kind == "calls":
                 try:
-                    self._take_calls(item)
+                    self._record_calls(item.run, item.step, item.attempt, _decode_calls(item.data))
                 except msgspec.MsgspecError:
                     events.CALLS_UNREADABLE(run=item.run)
                 continue
@@ -255,23 +272,27 @@ class Inbox:
             elif item.run in watchers:
                 watchers.tell(RunEvent(run=item.run, kind="progress", progress=self.driver.stowing.opened(item)))
 
-    def _take_calls(self, item: Progress) -> None:
-        """Record model calls that no outcome carries: their attempt lost its lease or was handed back, and they were paid for."""
-        calls = _decode_calls(item.data)
+    def _record_calls(self, run_id: str, step: int, attempt: int, calls: list[CallRecord]) -> None:
+        """Record model calls that no recorded outcome carries: they were paid for. Those that are known already change nothing."""
+        if not calls:
+            return
         known = self.driver.reader.known_calls([call.id for call in calls]).union(self._recent_calls)
         fresh = [call for call in calls if call.id not in known]
         if not fresh:
             return
         self._recent_calls.extend(call.id for call in fresh)
-        resident = self.driver.resident(item.run)
+        parked = self.driver.parked.get(run_id)
+        resident = parked[0] if parked is not None else self.driver.resident(run_id)
         usage = usage_of(fresh)
-        if resident is not None and not resident.finishing and usage is not None:
+        if resident is not None and (parked is not None or not resident.finishing) and usage is not None:
             resident.run = replace(resident.run, usage=resident.run.usage + usage)
             event = self.driver.event(
-                resident, "calls_recorded", step=item.step, step_kind="task", attempt=item.attempt, usage=usage, calls=fresh
+                resident, "calls_recorded", step=step, step_kind="task", attempt=attempt, usage=usage, calls=fresh
             )
             self.driver.record(resident, event)
-        elif (row := self.driver.reader.run(item.run)) is not None:
+        elif (row := self.driver.reader.run(run_id)) is not None:
             # Its history is closed, but a bill is a bill.
-            by = attribution(row[1], item.step, item.attempt)
+            by = attribution(row[1], step, attempt)
             self.driver.write(Write(calls=[call_row(call, by) for call in fresh]))
+        if resident is not None:
+            self.driver.spending.add(resident.run, fresh)

@@ -248,6 +248,14 @@ class Reader:
         rows = self._rows("SELECT data FROM dead_letters ORDER BY died_at DESC LIMIT ?", (limit,))
         return [_decode_letter(data) for (data,) in rows]
 
+    def tree_cost(self, run_id: str, since: float) -> float:
+        """Return what the calls of a run and of all its children cost from a moment on, unanswered ones by their estimates."""
+        tree = (
+            "WITH RECURSIVE tree (id) AS (SELECT ? UNION ALL SELECT r.id FROM runs r JOIN tree ON r.parent = tree.id) "
+            "SELECT coalesce(sum(c.cost_usd + c.held_usd), 0.0) FROM tree JOIN calls c ON c.run = tree.id AND c.run != '' AND c.at >= ?"
+        )
+        return float(self._rows(tree, (run_id, since))[0][0])
+
     def known_calls(self, ids: Sequence[str]) -> set[str]:
         """Return those of the calls that are recorded."""
         marks = ", ".join("?" * len(ids))

@@ -1,0 +1,96 @@
+"""Before and after an attempt: what it may cost is reserved, its turn at the gate is waited for, and both are put right afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+
+from msgspec.structs import replace
+
+from ziggurat.clock import Clock
+from ziggurat.errors import Overloaded
+from ziggurat.inference.ledger import current_attribution
+from ziggurat.inference.limits.budgets import Budgets, Cost
+from ziggurat.inference.limits.caller import current_caller
+from ziggurat.inference.limits.tickets import Demand, Ticket
+from ziggurat.inference.routes import Route
+from ziggurat.inference.tokens import TokenEstimator
+from ziggurat.program.context import current_attempt
+from ziggurat.records import Prompt
+from ziggurat.telemetry.catalogue import GATE_SECONDS
+from ziggurat.units import human_seconds
+
+
+class Entry:
+    """An attempt that was let in: its ticket, its reservation, what it was estimated to cost, and where the hour's meter stood."""
+
+    __slots__ = ("cost", "hold", "meter", "ticket")
+
+    def __init__(self, ticket: Ticket, hold: str, cost: Cost | None, meter: float) -> None:
+        self.ticket, self.hold, self.cost, self.meter = ticket, hold, cost, meter
+
+
+class Admission:
+    """Lets attempts in.
+
+    Args:
+        tokens: the estimates.
+        budgets: what may be spent.
+        clock: the time.
+    """
+
+    def __init__(self, tokens: TokenEstimator, budgets: Budgets, clock: Clock) -> None:
+        self._tokens, self._clock = tokens, clock
+        self.budgets = budgets
+
+    async def enter(self, route: Route, shaped: Prompt, *, past_soft: bool) -> Entry:
+        """Reserve what an attempt may cost and wait for its turn. Every entry is followed by `leave` and `settle`.
+
+        The money first: a call that cannot be paid must not wait in a line. Raises BudgetExceeded, PastSoft.
+        """
+        caller, by = current_caller(), current_attribution()
+        hold, cost = "", None
+        if self.budgets.limits(caller):
+            cost = self.estimate(route, shaped)
+            if cost.most > 0:
+                attempt = current_attempt()
+                step = attempt.info.idempotency_key if attempt is not None and by.step else ""
+                hold = await self.budgets.reserve(by, caller, step, cost, shaped.model, past_soft=past_soft)
+        began, gate = self._clock.monotonic(), route.lane.gate
+        demand = Demand(
+            upstream=route.upstream, namespace=by.namespace, priority=caller.priority, key=caller.key, limits=caller.limits
+        )
+        if gate.counts_tokens(demand):
+            demand = replace(demand, tokens=float(self._tokens.likely(shaped, route.upstream)))
+        try:
+            async with asyncio.timeout(caller.patience):
+                ticket = await gate.enter(demand)
+        except BaseException as error:
+            self.budgets.settle(hold, 0.0)
+            if not isinstance(error, TimeoutError):
+                raise
+            raise Overloaded(
+                f"The limits that the call is under had no room for it within {human_seconds(caller.patience or 0.0)}: those of the "
+                f"endpoint {route.lane.endpoint.name!r}, its model, the tenant or the key. Send it again later, or raise them."
+            ) from None
+        now = self._clock.monotonic()
+        GATE_SECONDS.labels(route.lane.endpoint.name).observe(now - began)
+        return Entry(ticket, hold, cost, route.lane.meter.begin(now))
+
+    def leave(self, route: Route, entry: Entry, used: float | None) -> float:
+        """End an attempt that took so many tokens, None if that is unknown; returns its share of an endpoint's hourly price."""
+        route.lane.gate.leave(entry.ticket, used)
+        return route.lane.meter.end(entry.meter, self._clock.monotonic())
+
+    def settle(self, entry: Entry, cost_usd: float) -> None:
+        """Put what an attempt cost, or may have cost, in the place of what was reserved."""
+        self.budgets.settle(entry.hold, cost_usd)
+
+    def estimate(self, route: Route, shaped: Prompt) -> Cost:
+        """Return what an attempt will cost by its prompt, its max_tokens and the route's prices."""
+        now, upstream = self._clock.time(), route.upstream
+        inputs, outputs = self._tokens.most(shaped, upstream, route.capabilities.context)
+        prompt = self._tokens.prompt(shaped, upstream)
+        likely = max(0, self._tokens.likely(shaped, upstream) - prompt)
+        return Cost(
+            likely=route.tariff.estimate(prompt, min(likely, outputs), now), most=route.tariff.estimate(inputs, outputs, now)
+        )
