@@ -185,7 +185,7 @@ async def test_what_was_not_billed_is_given_back_and_what_may_have_been_is_held(
     [record] = RECORDS
     assert record.status == "unanswered"
     assert record.held_usd > 0.1
-    assert slow.keeper.store.purse("run:r") == (pytest.approx(record.held_usd), 0.0)
+    assert slow.keeper.store.purse("run:r") == pytest.approx((record.held_usd, 0.0))
 
 
 # -- trees of runs ---------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def _exceeded(purse: Purse, spent: float, cost: Cost, model: str) -> BudgetExcee
         whose = words.format(what)
         remedy = f"A new day begins at 00:00 UTC after {day}; or raise {setting} in [inference.budgets]. Then resume the run."
     else:
-        whose, remedy = f"the budget {purse.key!r}", "Raise it, or wait until it begins anew."
+        whose, remedy = f"the budget of the {kind} {what!r}", "Raise it, or wait until it begins anew."
     error = BudgetExceeded(
         f"The call of the model {model!r} was not made: it would cost about {human_dollars(cost.likely)}, and "
         f"{human_dollars(spent)} of {human_dollars(purse.limit)} has been spent of {whose}. {remedy}",
