@@ -1,4 +1,4 @@
-"""Budgets: reserved before a call, settled after it, over trees of runs. A spent one parks, a larger one resumes; nothing is bought twice."""
+"""Budgets: reserved before a call, settled after it, over trees of runs; a spent one parks, a larger one resumes."""
 
 from __future__ import annotations
 
