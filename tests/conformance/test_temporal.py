@@ -20,6 +20,7 @@ from ziggurat.orchestrator.interface import Orchestrator  # noqa: E402
 from ziggurat.orchestrator.temporal.engine import TemporalOrchestrator  # noqa: E402
 from ziggurat.orchestrator.temporal.options import TemporalOptions  # noqa: E402
 from ziggurat.program.registry import Registry  # noqa: E402
+from ziggurat.queues.backends.memory import MemoryQueue  # noqa: E402
 from ziggurat.queues.backends.temporal import TemporalQueue  # noqa: E402
 from ziggurat.queues.interface import Queue, QueueOptions  # noqa: E402
 from ziggurat.queues.temporal_link import LinkOptions  # noqa: E402
@@ -43,6 +44,7 @@ class TestTemporal(OrchestratorSuite):
     patience = 40.0
     glance = 0.3
     programs = 2
+    many = 20
     native = True
     options = TemporalOptions(lease=2.0, relay=0.3, sticky=1.0)
 
@@ -68,3 +70,12 @@ class TestTemporal(OrchestratorSuite):
         await asyncio.gather(self.working, return_exceptions=True)
         await self.queue.close()
         await self.engine.close()
+
+
+class TestTemporalWithOurQueue(TestTemporal):
+    """Tasks on a queue of ours, brought back by the relay; workers know nothing of Temporal."""
+
+    options = TemporalOptions(lease=2.0, relay=0.3, sticky=1.0, native=False)
+
+    def make_queue(self) -> Queue:
+        return MemoryQueue(QueueOptions(lease=self.options.lease))

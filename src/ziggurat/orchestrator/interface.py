@@ -28,6 +28,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     fork_with_input: bool = True
     #: `purge` deletes ended runs.
     purge: bool = True
+    #: What was purged is gone at once; otherwise the backend deletes it in its own time.
+    immediate_purge: bool = True
     #: Concurrency keys and rates of tasks are kept over all workers.
     limits: bool = True
     #: `list` shows a change at once; otherwise some moments later.

@@ -29,6 +29,8 @@ class OrchestratorHarness(ABC):
     glance = 0.05
     #: Random programs that the suite runs.
     programs = 10
+    #: Runs that the suite starts at once.
+    many = 100
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 

@@ -99,7 +99,7 @@ async def slow() -> None:
     await asyncio.sleep(60)
 
 
-@task(name="orc.late", deadline="80ms", retry=Retry(None, initial="10ms", jitter=0))
+@task(name="orc.late", deadline="800ms", retry=Retry(None, initial="10ms", jitter=0))
 async def late(name: str) -> None:
     """Fail until the deadline of all attempts."""
     ran[name] += 1

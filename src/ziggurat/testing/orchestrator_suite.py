@@ -136,13 +136,14 @@ class ProgramPromises(OrchestratorHarness):
         return (await self.orchestrator.get(run)).generation == generation
 
     async def test_a_concurrency_limit_is_kept(self) -> None:
-        async with self.running():
-            assert await self.result(await self.start(p.narrows, self.name)) == 1
+        async with self.running() as orchestrator:
+            inside = await self.result(await self.start(p.narrows, self.name))
+            assert inside == 1 or (inside > 1 and not orchestrator.capabilities.limits)
 
     async def test_many_runs_at_once(self) -> None:
         async with self.running():
-            runs = await asyncio.gather(*(self.start(p.line, f"{self.name}-{i}") for i in range(100)))
-            assert await asyncio.gather(*(self.result(run) for run in runs)) == [3] * 100
+            runs = await asyncio.gather(*(self.start(p.line, f"{self.name}-{i}") for i in range(self.many)))
+            assert await asyncio.gather(*(self.result(run) for run in runs)) == [3] * self.many
 
     async def test_random_programs_end_alike_whether_interrupted_or_not(self) -> None:
         for seed in range(self.programs):

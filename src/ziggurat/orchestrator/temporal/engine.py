@@ -82,7 +82,9 @@ class TemporalOrchestrator(Orchestrator):
         self.options = options or TemporalOptions()
         self.clock = clock or SystemClock()
         self._drive, self.payloads = drive, payloads
-        self.capabilities = Capabilities(limits=queue.capabilities.limits, immediate_list=False, discard=False)
+        self.capabilities = Capabilities(
+            limits=queue.capabilities.limits, immediate_list=False, immediate_purge=False, discard=False
+        )
         self._watchers = Watchers()
         self._hosting: Hosting | None = None
         self._tasks: builtins.list[asyncio.Task[None]] = []
@@ -322,9 +324,10 @@ class TemporalOrchestrator(Orchestrator):
         pause = self.options.look
         async with asyncio.timeout(timeout):
             while True:
-                found = await self._reader.run(run)
-                if found.status in STOPPED:
-                    return found
+                if (await self._reader.live(run)).status in STOPPED:
+                    found = await self._reader.run(run)
+                    if found.status in STOPPED:
+                        return found
                 await self._reader.closing(run, pause)
                 pause = min(self.options.look_most, pause * 1.5)
 

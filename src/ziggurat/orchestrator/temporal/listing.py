@@ -22,7 +22,7 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from ziggurat.errors import Conflict, LayerUnreachable, UnknownName
+from ziggurat.errors import Conflict, UnknownName
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.orchestrator.temporal.commands import tag_words
 from ziggurat.orchestrator.temporal.reading import Reader, listed_run, status_of
@@ -33,8 +33,6 @@ from ziggurat.records import ENDED, Run, RunFilter
 _PAGE, _MOST = 1000, 20_000
 #: Widths in seconds of the windows, back from now, in which the newest runs are looked for.
 _WINDOWS = (3_600.0, 86_400.0, 30 * 86_400.0)
-#: Longest wait in seconds for a deletion to be carried out.
-_DELETE_PATIENCE = 15.0
 
 _TEMPORAL_STATUS = {
     "completed": ("Completed",),
@@ -141,7 +139,10 @@ class Listing:
     # -- deleting -------------------------------------------------------------------------------------------------
 
     async def purge(self, where: RunFilter) -> int:
-        """Delete ended runs that match, with all their executions. Raises Conflict if the run that is named has not ended."""
+        """Have ended runs that match deleted, with all their executions; returns how many.
+
+        Raises Conflict if the run that is named has not ended.
+        """
         found = await self.runs(replace(where, limit=-1))
         ended = [run for run in found if run.status in ENDED]
         if not ended and where.search:
@@ -157,29 +158,20 @@ class Listing:
         return len(ended)
 
     async def _delete(self, run: str) -> None:
-        give_up = time.monotonic() + _DELETE_PATIENCE
-        asked = ""
-        while True:
+        """Ask the server to delete every execution of a run. It does so in its own time, seconds or a minute later."""
+        self._reader.forget(run)
+        newest = (await self._reader.describe(run)).workflow_execution_info.execution.run_id
+        older = await self._executions([f"WorkflowId = {_quoted(run)}"])
+        for execution in dict.fromkeys([newest, *(e.execution.run_id for e in older)]):
+            request = DeleteWorkflowExecutionRequest(
+                namespace=self._link.namespace,
+                workflow_execution=WorkflowExecution(workflow_id=run, run_id=execution),
+            )
             try:
-                description = await self._reader.describe(run)
-            except UnknownName:
-                self._reader.forget(run)
-                return
-            execution = description.workflow_execution_info.execution.run_id
-            if execution != asked:
-                asked = execution
-                request = DeleteWorkflowExecutionRequest(
-                    namespace=self._link.namespace,
-                    workflow_execution=WorkflowExecution(workflow_id=run, run_id=execution),
-                )
-                try:
-                    await self._client.workflow_service.delete_workflow_execution(request, retry=True)
-                except RPCError as error:
-                    if error.status != RPCStatusCode.NOT_FOUND:
-                        raise unreachable(self._link, error) from error
-            if time.monotonic() > give_up:
-                raise LayerUnreachable(f"The Temporal server has not deleted the run {run} yet; look again in a moment.")
-            await asyncio.sleep(0.02)
+                await self._client.workflow_service.delete_workflow_execution(request, retry=True)
+            except RPCError as error:
+                if error.status != RPCStatusCode.NOT_FOUND:
+                    raise unreachable(self._link, error) from error
 
 
 def _newest_of(executions: list[Any]) -> dict[str, Any]:

@@ -48,8 +48,8 @@ class Program(Execution):
             # A marker in the history comes before the activation in which it was made; a replay without one took the old branch.
             decided = patch in self._known_patches or not self.replaying
             self._decided[patch] = decided
-            if decided and patch not in self._known_patches:
-                self._known_patches.add(patch)
+            if decided:
+                # Temporal wants the marker's command in every replay, and writes the marker once.
                 self.new_patches.append(patch)
         return decided
 

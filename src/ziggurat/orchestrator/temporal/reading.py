@@ -208,7 +208,7 @@ class Reader:
         if description.HasField("pending_workflow_task"):
             # Whether it is being driven, or cannot be, is in the history.
             return await self.run(run) if description.pending_workflow_task.attempt > 1 else found
-        return found if description.pending_activities else replace(found, status="waiting")
+        return found if _is_busy(description) else replace(found, status="waiting")
 
     async def closing(self, run: str, patience: float) -> None:
         """Wait until the run's newest execution has closed, or `patience` seconds."""
@@ -278,6 +278,11 @@ def run_record(reading: Reading) -> Run:
     return _ended(run, reading, info)
 
 
+def _is_busy(description: Any) -> bool:
+    """Say whether attempts are under way, or a child run that was asked for has not started yet."""
+    return bool(description.pending_activities) or any(not child.run_id for child in description.pending_children)
+
+
 def _live(run: Run, reading: Reading) -> Run:
     held = reading.held
     if parked := reading.parked():
@@ -285,12 +290,7 @@ def _live(run: Run, reading: Reading) -> Run:
     if held.status:
         return replace(run, status=held.status, reason=held.reason)
     reader, description = reading.translator, reading.description
-    if (
-        description.pending_activities
-        or description.HasField("pending_workflow_task")
-        or reader.open_retries
-        or not reading.last_good
-    ):
+    if _is_busy(description) or description.HasField("pending_workflow_task") or reader.open_retries or not reading.last_good:
         return run
     wake = min(reader.open_timers.values(), default=None)
     parts: list[str] = []
