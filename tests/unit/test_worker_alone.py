@@ -1,4 +1,4 @@
-"""What a worker does not do: run something beside a last delivery, or begin what may be someone else's."""
+"""What a worker does not do: run something beside a suspect, or begin what may be someone else's."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ async def working(queue: MemoryQueue, clock: FakeClock, threads: int = 0) -> Asy
         await asyncio.wait_for(running, 30.0)
 
 
-async def use_up_all_but_one(queue: MemoryQueue, *messages: Message) -> None:
-    """Let each message's only delivery but the last come to nothing."""
+async def make_suspects(queue: MemoryQueue, *messages: Message) -> None:
+    """Let each message's first delivery of two come to nothing."""
     await queue.send(messages)
     taken = await queue.receive(["default"], len(messages), worker="victim", wait=1.0)
     assert len(taken) == len(messages)
-    assert not any(delivery.last for delivery in taken)
+    assert not any(delivery.suspect for delivery in taken)
     await queue.release(taken, reason="killed")
 
 
@@ -73,14 +73,14 @@ async def outcomes(queue: MemoryQueue, number: int) -> set[str]:
     return {outcome.message for outcome in found}
 
 
-async def test_a_last_delivery_goes_back_until_it_can_run_with_nothing_beside_it() -> None:
+async def test_a_suspect_goes_back_until_it_can_run_with_nothing_beside_it() -> None:
     async with opened() as (queue, clock), working(queue, clock) as worker:
         await queue.send([order("hold", name="company")])
         await gates.passed("company.in")
         suspect, second, fresh = order("hold", name="suspect"), order("hold", name="second"), order("hold", name="fresh")
         worker.queues = ("nothing",)
         await asyncio.sleep(0.05)
-        await use_up_all_but_one(queue, suspect, second)
+        await make_suspects(queue, suspect, second)
         worker.queues = ("default",)
         # It goes back and loses no delivery by that, and the worker makes room: it takes nothing else.
         await until(lambda: worker.tally.released == 1)
@@ -103,14 +103,14 @@ async def test_a_last_delivery_goes_back_until_it_can_run_with_nothing_beside_it
         assert await queue.dead_letters() == []
 
 
-async def test_a_last_delivery_that_never_is_alone_runs_in_company_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_suspect_that_never_is_alone_runs_in_company_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alone, "COMPANY_ENDS", 0.01)
     async with opened() as (queue, clock), working(queue, clock) as worker:
         await queue.send([order("hold", name="always")])
         await gates.passed("always.in")
         worker.queues = ("nothing",)
         await asyncio.sleep(0.05)
-        await use_up_all_but_one(queue, order("hold", name="guest"))
+        await make_suspects(queue, order("hold", name="guest"))
         worker.queues = ("default",)
         for refusals in range(1, alone.REFUSALS_MOST + 1):
             await until(lambda refusals=refusals: worker.tally.released == refusals)  # type: ignore[misc]

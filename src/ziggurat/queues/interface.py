@@ -44,8 +44,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     renewable: bool = True
     #: Largest message in bytes; larger payloads must travel as artifacts.
     largest_message: int = 8 * 1024 * 1024
-    #: `Delivery.last` is told.
-    tells_last: bool = False
+    #: `Delivery.suspect` is told, and a suspect delivered alone.
+    tells_suspects: bool = False
     #: `cancel` removes a waiting message at once and tells the worker that holds a leased one.
     cancels: bool = True
     #: Workers can show themselves: `announce` and `workers` work.
@@ -64,6 +64,11 @@ class QueueOptions(Struct, frozen=True, kw_only=True):
     #: How often each priority level is served, by level.
     weights: Mapping[int, int] = field(default_factory=lambda: dict(PRIORITY_WEIGHTS))
     ageing: float = AGEING
+
+    @property
+    def trusted(self) -> int:
+        """The deliveries of a message in which it may have company; in later ones it is a suspect. Never the first."""
+        return max(1, (self.max_deliveries + 1) // 2)
 
 
 class Queue(ABC):

@@ -245,10 +245,10 @@ class Lines:
             view = self._views[key] = View(queues, region, LevelTurns(self._weights, self._ageing))
         return view
 
-    def take(self, view: View, limit: int, now: float, most: float = float("inf")) -> list[Entry]:
+    def take(self, view: View, limit: int, now: float, trusted: float = float("inf")) -> list[Entry]:
         """Take up to `limit` entries by the policy, occupying their concurrency slots and rate tokens.
 
-        One that was delivered all but one of `most` times is taken alone.
+        One that was delivered `trusted` times or more is taken alone.
         """
         taken: list[Entry] = []
         while len(taken) < limit:
@@ -263,12 +263,12 @@ class Lines:
             if len(view.queues) > 1:
                 view.queues.remove(found.queue)
                 view.queues.append(found.queue)
-        last = next((place for place, entry in enumerate(taken) if 0 < entry.deliveries >= most - 1), None)
-        if last is not None:
-            for entry in taken[max(last, 1) :]:
+        suspect = next((place for place, entry in enumerate(taken) if entry.deliveries >= trusted), None)
+        if suspect is not None:
+            for entry in taken[max(suspect, 1) :]:
                 self.unstarted(entry, now)
                 self.put_back(entry)
-            del taken[max(last, 1) :]
+            del taken[max(suspect, 1) :]
         return taken
 
     def _next(self, view: View, now: float) -> tuple[_Next | None, bool]:

@@ -83,9 +83,8 @@ class Delivery(Struct, frozen=True, kw_only=True):
     leased_until: float
     #: The last heartbeat's details, of an earlier delivery of the same attempt if there was one.
     heartbeat: MaybeRaw = None
-    #: True after earlier deliveries came to nothing, when this is the last before the message is a dead letter: run it with nothing
-    #: beside it, so that whoever did not finish it is not someone else's fault.
-    last: bool = False
+    #: True when so many earlier deliveries came to nothing that the message may be what ends its workers: run it with nothing beside it.
+    suspect: bool = False
     #: What the backend needs to find the message again, opaque to everyone else.
     receipt: Any = None
 

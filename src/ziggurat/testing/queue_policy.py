@@ -347,25 +347,24 @@ class PolicyPromises(QueueHarness):
             outcomes = await self.take_outcomes(queue, len(everything))
             assert {outcome.message for outcome in outcomes} == {it.id for it in everything}
 
-    # -- last deliveries -----------------------------------------------------------------------------------------
+    # -- suspects ------------------------------------------------------------------------------------------------
 
-    async def test_the_last_delivery_is_told_if_it_is_not_the_only_one(self) -> None:
-        for deliveries in (3, 1):
+    async def test_a_suspect_is_told_after_half_of_its_deliveries(self) -> None:
+        for deliveries, trusted in ((5, 3), (2, 1), (1, 1)):
             async with self.opened(lease=self.lease, max_deliveries=deliveries) as queue:
                 await queue.send([message()])
                 # Unstarted work that is handed back is not a delivery that counts.
                 await queue.release([await self.take_one(queue)])
                 told = []
                 for _ in range(deliveries):
-                    told.append((delivery := await self.take_one(queue)).last)
+                    told.append((delivery := await self.take_one(queue)).suspect)
                     await queue.release([delivery], reason="nobody here knows it")
-                assert told == (
-                    [False, False, True] if deliveries > 1 and queue.capabilities.tells_last else [False] * deliveries
-                )
+                suspect = queue.capabilities.tells_suspects
+                assert told == [suspect and number > trusted for number in range(1, deliveries + 1)]
 
-    async def test_a_last_delivery_comes_alone(self) -> None:
+    async def test_a_suspect_comes_alone(self) -> None:
         async with self.opened(lease=self.lease, max_deliveries=2) as queue:
-            if not queue.capabilities.tells_last:
+            if not queue.capabilities.tells_suspects:
                 return
             young, old = [message() for _ in range(3)], [message() for _ in range(2)]
             await queue.send([young[0], *old])

@@ -1,9 +1,9 @@
-"""The last delivery of a message runs with nothing beside it.
+"""A suspect runs with nothing beside it.
 
 A task that kills its worker takes along whatever ran beside it, and all of that returns together, often to one worker, to be killed
-together again: after `max_deliveries` the innocent would be dead letters like the guilty. So a worker that gets a message on its last
-delivery while something else runs hands it back unharmed, lets what it has end, and only then asks for more; and while it runs one, it
-asks for nothing. The guilty one then harms nobody, and the innocent one comes through.
+together again: after `max_deliveries` the innocent would be dead letters like the guilty. So after half of its deliveries a message is a
+suspect. A worker that gets one while something else runs hands it back unharmed, lets what it has end, and only then asks for more; and
+while it runs one, it asks for nothing. The guilty then harms nobody, and the innocent comes through.
 
 It is handed back rather than held, because what runs beside it may be what kills workers. A queue never gives two of them at once.
 """
@@ -26,7 +26,7 @@ REFUSALS_MOST = 5
 
 
 class Isolation:
-    """Sees to it that a last delivery is alone.
+    """Sees to it that a suspect is alone.
 
     Args:
         held: everything leased to the worker, by message id.
@@ -41,7 +41,7 @@ class Isolation:
         self.attempt: Attempt | None = None
 
     def refuses(self, delivery: Delivery) -> bool:
-        """Say whether a last delivery must go back because it would have company; `run` then makes room."""
+        """Say whether a suspect must go back because it would have company; `run` then makes room."""
         id_ = delivery.message.id
         if not self._held or self._refused[id_] >= REFUSALS_MOST:
             self._refused.clear()

@@ -259,7 +259,7 @@ class Worker:
             # Our own lease ran out and the message came back to us: go on under the new lease instead of starting twice.
             held.delivery, held.leased_until = delivery, self._clock.monotonic() + self._queue.options.lease
             return
-        if delivery.last and self._isolation.refuses(delivery):
+        if delivery.suspect and self._isolation.refuses(delivery):
             self._give_back(delivery, APART)
             return
         try:
@@ -273,7 +273,7 @@ class Worker:
         self._held[message.id] = attempt
         self._begun(delivery)
         attempt.leased_until = self._clock.monotonic() + self._queue.options.lease
-        if delivery.last:
+        if delivery.suspect:
             self._isolation.attempt = attempt
         if self._early_cancels and message.id in self._early_cancels:
             del self._early_cancels[message.id]

@@ -60,7 +60,7 @@ class MemoryQueue(Queue):
             dead letter after `max_deliveries` like any other. None remembers nothing.
     """
 
-    capabilities = Capabilities(presence=True, tells_last=True)
+    capabilities = Capabilities(presence=True, tells_suspects=True)
 
     def __init__(self, options: QueueOptions | None = None, *, clock: Clock | None = None, crashbook: Path | None = None) -> None:
         self.options = options or QueueOptions()
@@ -227,7 +227,7 @@ class MemoryQueue(Queue):
 
     def _lease_to(self, worker: str, view: View, limit: int) -> list[Delivery]:
         now = self._begin()
-        taken = self._lines.take(view, limit, now, self.options.max_deliveries)
+        taken = self._lines.take(view, limit, now, trusted := self.options.trusted)
         # A rate that held a line back on the way must wake it, whether or not others had something.
         self._arm(min(now + self._lease, self._lines.rate_due) if taken else self._lines.rate_due)
         until = now + self._lease
@@ -251,7 +251,7 @@ class MemoryQueue(Queue):
                     epoch=epoch,
                     leased_until=leased_until,
                     heartbeat=entry.heartbeat or message.heartbeat,
-                    last=entry.deliveries > 1 and entry.deliveries >= self.options.max_deliveries,
+                    suspect=entry.deliveries > trusted,
                     receipt=entry.receipt,
                 )
             )

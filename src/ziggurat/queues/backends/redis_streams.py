@@ -62,7 +62,7 @@ class RedisQueue(Queue):
     Raises SettingsError for a URL that cannot be read, MissingExtra without redis-py.
     """
 
-    capabilities = Capabilities(durable=True, shared=True, presence=True, tells_last=True)
+    capabilities = Capabilities(durable=True, shared=True, presence=True, tells_suspects=True)
 
     def __init__(
         self, url: str, options: QueueOptions | None = None, *, clock: Clock | None = None, patience: float = 5.0
@@ -183,13 +183,13 @@ class RedisQueue(Queue):
         names = [quote(queue, safe="") for queue in queues]
         place = quote(region, safe="")
         view = ",".join(sorted(names)) + "/" + place
-        rest = (place, view, self._weights, round(self.options.ageing * 1000), BATCH_BYTES, self.options.max_deliveries, *names)
+        rest = (place, view, self._weights, round(self.options.ageing * 1000), BATCH_BYTES, self.options.trusted, *names)
 
         async def look(token: str) -> list[Delivery]:
             # By our own clock, and from before the server's: so the lease is never longer than we say.
             until, asked = self._clock.time() + self.options.lease, self._clock.monotonic()
             answer = await self._server.run("receive", wire.consumer(worker), limit, token, *rest)
-            due, deliveries, unreadable = wire.read_deliveries(answer, worker, until, self.options.max_deliveries)
+            due, deliveries, unreadable = wire.read_deliveries(answer, worker, until, self.options.trusted)
             self._note_due(due)
             if self._clock.monotonic() - asked >= self.options.lease:
                 return []  # This process was frozen meanwhile: the leases are over, and others may have run what is in them.

@@ -206,11 +206,11 @@ _progress = msgspec.json.Decoder(list[Progress])
 
 
 def read_deliveries(
-    answer: bytes, worker: str, until: float, most: int
+    answer: bytes, worker: str, until: float, trusted: int
 ) -> tuple[float, list[Delivery], list[tuple[Delivery, str]]]:
     """Return the ms until something is due, the deliveries, and those that cannot be read, each with the reason.
 
-    `most` is the number of deliveries that a message has.
+    `trusted` is the number of deliveries after which a message is a suspect.
     """
     unreadable: list[tuple[Delivery, str]] = []
     leased: list[_Leased]
@@ -225,20 +225,20 @@ def read_deliveries(
                 leased.append(_Leased(it.r, it.n, _message.decode(it.m), it.h, it.s))
             except msgspec.ValidationError as error:
                 message, reason = _stand_in(it.m, error)
-                unreadable.append((_delivery(_Leased(it.r, it.n, message), worker, until, most), reason))
+                unreadable.append((_delivery(_Leased(it.r, it.n, message), worker, until, trusted), reason))
     if len(answer) > SHARED_BYTES:
         leased = [_Leased(it.r, it.n, _own(it.m), it.h.copy() if it.h is not None else None, it.s) for it in leased]
-    return due, [_delivery(it, worker, until, most) for it in leased], unreadable
+    return due, [_delivery(it, worker, until, trusted) for it in leased], unreadable
 
 
-def _delivery(it: _Leased, worker: str, until: float, most: int) -> Delivery:
+def _delivery(it: _Leased, worker: str, until: float, trusted: int) -> Delivery:
     return Delivery(
         message=it.m,
         worker=worker,
         epoch=it.n,
         leased_until=until,
         heartbeat=it.h if it.h is not None else it.m.heartbeat,
-        last=it.s > 1 and it.s >= most,
+        suspect=it.s > trusted,
         receipt=it.r,
     )
 

@@ -43,7 +43,7 @@ class SqliteQueue(Queue):
         clock: the time; tests move it.
     """
 
-    capabilities = Capabilities(durable=True, shared=True, presence=True, tells_last=True)
+    capabilities = Capabilities(durable=True, shared=True, presence=True, tells_suspects=True)
 
     def __init__(self, path: str | Path, options: QueueOptions | None = None, *, clock: Clock | None = None) -> None:
         self.options = options or QueueOptions()

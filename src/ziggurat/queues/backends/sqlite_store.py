@@ -265,7 +265,7 @@ class SqliteStore:
                 it.rows = it.rows or db.execute(HEADS, (it.line, limit - len(taken))).fetchall()[::-1]
                 seq, _, epoch, ended, heartbeat, body = it.rows[-1]
                 message = _readable(body)
-                if last := 0 < ended >= self.options.max_deliveries - 1:
+                if suspect := ended >= self.options.trusted:
                     if taken:
                         break
                     limit = 1  # It is delivered alone.
@@ -282,7 +282,7 @@ class SqliteStore:
                             epoch=epoch + 1,
                             leased_until=until,
                             heartbeat=details,
-                            last=last,
+                            suspect=suspect,
                             receipt=seq,
                         )
                     )

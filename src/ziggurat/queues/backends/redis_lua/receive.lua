@@ -1,11 +1,11 @@
 -- Leases ready messages to a worker. Returns JSON {"d": [delivery, ...], "t": ms until something is due, -1 for nothing}, where a delivery
 -- is {"r": "LINE ENTRY", "n": epoch, "m": message} and, if there are any, "h": heartbeat details, and "s": how often it was delivered,
 -- this time included and handed back unstarted not, if more than once.
--- A message on its last delivery comes alone.
+-- A suspect, a message that was delivered so often in vain, comes alone.
 -- ARGV: consumer, limit, token of the waiting call or "", region, name of the view, weights "1:16,2:8,", ageing in ms, most bytes,
--- deliveries after which a message is given up, then the queues.
+-- deliveries after which a message is a suspect, then the queues.
 local consumer, limit, token, region = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local bytes_left, most = tonumber(ARGV[8]), tonumber(ARGV[9])
+local bytes_left, trusted = tonumber(ARGV[8]), tonumber(ARGV[9])
 local due = nil
 
 local shelves = {}
@@ -28,15 +28,14 @@ local function deliver(line, entry, fields, count)
   bytes_left = bytes_left - #fields[4]
 end
 
--- Of rows that came back, leaves only the first if it is on its last delivery, and otherwise those before one that is. Says whether there is
--- one: then it is all for now.
-local function leave_last(stream, back)
+-- Of rows that came back, leaves only the first if it is a suspect, and otherwise those before one that is. Says whether there is one: then
+-- it is all for now.
+local function leave_suspects(stream, back)
   for i, row in ipairs(back) do
-    if row[4] > 0 and row[4] + 1 >= most then
+    if row[4] >= trusted then
       local found = call('XRANGE', stream, row[1], row[1])[1]
       local _, free = shift_of(found and found[2][2] or '')
-      local counted = row[4] + 1 - free
-      if counted > 1 and counted >= most then
+      if row[4] - free >= trusted then
         local kept = (i == 1 and #taken == 0) and 1 or i - 1
         for place = #back, kept + 1, -1 do back[place] = nil end
         bytes_left = 0
@@ -52,7 +51,7 @@ local function read(line, number)
   local stream, before = stream_of(line), #taken
   local back = pcall_('XPENDING', stream, GROUP, '-', '+', number, READY)
   if back.err then return 0 end
-  local enough = leave_last(stream, back)
+  local enough = leave_suspects(stream, back)
   if #back > 0 then
     local claim, counts = {'XCLAIM', stream, GROUP, consumer, 0}, {}
     for i, row in ipairs(back) do
