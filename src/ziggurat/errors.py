@@ -8,6 +8,7 @@ ZigguratError
 │   ├── InvalidData               a value does not fit its declared type
 │   ├── Conflict                  the verb does not apply to the run as it stands
 │   ├── MissingExtra              an optional part is not installed
+│   ├── AccessDenied              the server wants an API key, or this one may not do that
 │   └── KeyMissing                a payload is encrypted with a key that the settings do not hold
 ├── LayerUnreachable              exit 3: a layer cannot be used now
 │   ├── StateLocked               another process owns the state file
@@ -94,6 +95,10 @@ class MissingExtra(ConfigurationError):
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an optional part. Install it with: pip install 'ziggurat-agents[{extra}]'")
         self.extra = extra
+
+
+class AccessDenied(ConfigurationError):
+    """The server does not let the caller do this: without an API key, or with one of another role or tenant."""
 
 
 class KeyMissing(ConfigurationError):

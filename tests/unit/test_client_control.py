@@ -215,8 +215,8 @@ def test_a_payload_with_line_breaks_is_one_line() -> None:
 
 
 def test_an_unexpected_failure_of_the_owner_is_told_as_such() -> None:
-    from ziggurat.orchestrator.remote import _exception
+    from ziggurat.orchestrator.remote import exception_of
 
-    error = _exception(Failure("KeyError", "'x'"), "Process 7")
+    error = exception_of(Failure("KeyError", "'x'"), "Process 7")
     assert "Process 7 met an unexpected KeyError" in str(error)
-    assert isinstance(_exception(Failure("TimeoutError", ""), "Process 7"), TimeoutError)
+    assert isinstance(exception_of(Failure("TimeoutError", ""), "Process 7"), TimeoutError)

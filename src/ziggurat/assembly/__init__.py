@@ -1,7 +1,8 @@
 """From settings to a running system. The only room that names backends.
 
 load_settings ─▶ Settings ─▶ attach ─┬─ nobody owns the state file: System (queue, orchestrator, models, workers, control socket)
-                                     └─ another process does:       RemoteOrchestrator, over the owner's control socket
+                                     ├─ another process does:       RemoteOrchestrator, over the owner's control socket
+                                     └─ [client] url names a server: HttpOrchestrator, over its API
 """
 
 from __future__ import annotations

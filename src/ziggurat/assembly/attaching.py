@@ -8,14 +8,15 @@ import os
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from msgspec import Struct
 
 from ziggurat.assembly.artifacts import build_library, build_payloads, open_library
-from ziggurat.assembly.backends import build_queue
+from ziggurat.assembly.backends import build_queue, plain
 from ziggurat.assembly.modules import AppRegistry, make_importable
 from ziggurat.assembly.schedules import schedule_of
+from ziggurat.assembly.served import ServedWorkflow
 from ziggurat.assembly.system import System
 from ziggurat.clock import SystemClock
 from ziggurat.errors import StateLocked
@@ -38,11 +39,19 @@ class Attachment:
     """How a client reaches the system: it hosts it, talks to the process that does, or reads the file that no process owns."""
 
     def __init__(
-        self, settings: Settings, orchestrator: Orchestrator, *, system: System | None = None, registry: AppRegistry | None = None
+        self,
+        settings: Settings,
+        orchestrator: Orchestrator,
+        *,
+        system: System | None = None,
+        registry: AppRegistry | None = None,
+        served: bool = False,
     ) -> None:
         self._settings = settings
         self.orchestrator = orchestrator
         self.system = system
+        #: True if the system is reached over its HTTP API, so that it may be on another machine.
+        self.served = served
         self._registry = system.registry if system is not None else registry
         # A hosted system opens its own.
         self._close_library = open_library(partial(build_library, settings)) if system is None else None
@@ -55,7 +64,7 @@ class Attachment:
     @property
     def remote(self) -> bool:
         """True if another process runs the system."""
-        return isinstance(self.orchestrator, RemoteOrchestrator)
+        return self.served or isinstance(self.orchestrator, RemoteOrchestrator)
 
     @property
     def registry(self) -> AppRegistry:
@@ -66,7 +75,12 @@ class Attachment:
         return self._registry
 
     def load_workflow(self, reference: str) -> Any:
-        """Return the workflow that "module:workflow", "file.py:workflow" or a name means. Raises ConfigurationError."""
+        """Return the workflow that "module:workflow", "file.py:workflow" or a name means. Raises ConfigurationError.
+
+        Over HTTP, only its name counts: the server has the program, and checks the input.
+        """
+        if self.served:
+            return ServedWorkflow(reference.rpartition(":")[2])
         found = load_workflow(reference, self.registry)
         self.know(found)
         return found
@@ -93,15 +107,17 @@ class Attachment:
 
     async def depth(self) -> dict[str, Depth]:
         """Return what each queue holds, by name."""
-        if isinstance(self.orchestrator, RemoteOrchestrator):
-            return await self.orchestrator.depth()
+        if self.remote:
+            depths: dict[str, Depth] = await cast(Any, self.orchestrator).depth()
+            return depths
         async with self._queue() as queue:
             return await queue.depth()
 
     async def workers(self) -> list[Presence]:
         """Return the workers that show themselves on the queue, by name."""
-        if isinstance(self.orchestrator, RemoteOrchestrator):
-            return await self.orchestrator.workers()
+        if self.remote:
+            workers: list[Presence] = await cast(Any, self.orchestrator).workers()
+            return workers
         async with self._queue() as queue:
             return await queue.workers()
 
@@ -119,8 +135,20 @@ class Attachment:
             await queue.close()
 
 
-async def attach(settings: Settings, mode: Mode, registry: AppRegistry | None = None) -> Attachment:
-    """Reach the system that the settings describe. Raises StateLocked, LayerUnreachable, ConfigurationError."""
+async def attach(settings: Settings, mode: Mode, registry: AppRegistry | None = None, api_key: str | None = None) -> Attachment:
+    """Reach the system that the settings describe: with `[client] url` over HTTP, else here.
+
+    Raises StateLocked, LayerUnreachable, ConfigurationError.
+    """
+    if settings.client.url:
+        key = api_key if api_key is not None else plain(settings.client.api_key)
+        own = settings.app.namespace if "namespace" in settings.app.model_fields_set else ""
+        # Half of a command's start, and most need none of it.
+        from ziggurat.orchestrator.http.client import HttpOrchestrator
+
+        over_http = HttpOrchestrator(settings.client.url, key, own)
+        await over_http.open()
+        return Attachment(settings, over_http, registry=registry, served=True)
     if settings.orchestrator.backend != "embedded":
         system = System(settings, drive=mode == "host", registry=registry)
         await system.__aenter__()

@@ -26,15 +26,23 @@ class Client(Connection):
     Args:
         settings: of the system.
         mode: "host" runs the system here if no other process does; "control" changes runs without driving them; "observe" only reads.
+        api_key: for a system that `[client] url` names; that of `[client] api_key` by default.
     """
 
     @classmethod
-    def connect(cls, path: Path | str | None = None, *, environ: Mapping[str, str] | None = None) -> Client:
+    def connect(
+        cls, path: Path | str | None = None, *, api_key: str | None = None, environ: Mapping[str, str] | None = None
+    ) -> Client:
         """Return a client of the system that a settings file describes; ./ziggurat.toml, or the defaults, when none is named.
 
-        Raises SettingsError.
+        The address of a server in the place of a path, such as "http://host:8400", means the system that it runs; workflows are then
+        started by their names, and their input is checked there. `api_key` is what it may want. Raises SettingsError.
         """
-        return cls(load_settings(path, environ))
+        if isinstance(path, str) and path.startswith(("http://", "https://")):
+            settings = load_settings(None, environ)
+            client = settings.client.model_copy(update={"url": path.rstrip("/")})
+            return cls(settings.model_copy(update={"client": client}), api_key=api_key)
+        return cls(load_settings(path, environ), api_key=api_key)
 
     @classmethod
     def local(cls, path: Path | str = ".ziggurat/state.db") -> Client:

@@ -23,15 +23,16 @@ TAKEOVERS_MAX = 5
 class Connection:
     """A connection to a system that finds the next owner by itself."""
 
-    def __init__(self, settings: Settings, *, mode: Mode = "host") -> None:
+    def __init__(self, settings: Settings, *, mode: Mode = "host", api_key: str | None = None) -> None:
         self.settings = settings
+        self._api_key = api_key
         self._mode = mode
         self._attachment: Attachment | None = None
         self._attaching = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         """Attach to the system. Raises LayerUnreachable, ConfigurationError."""
-        self._attachment = await attach(self.settings, self._mode)
+        self._attachment = await attach(self.settings, self._mode, api_key=self._api_key)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -80,4 +81,4 @@ class Connection:
         async with self._attaching:
             if self._attachment is lost:
                 await lost.close()
-                self._attachment = await attach(self.settings, self._mode, registry=lost.registry)
+                self._attachment = await attach(self.settings, self._mode, registry=lost.registry, api_key=self._api_key)

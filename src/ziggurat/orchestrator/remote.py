@@ -53,7 +53,7 @@ class OwnerGone(LayerUnreachable):
     """The process that owned the state file has ended or does not answer. What was recorded is safe, and another may become the owner."""
 
 
-def _exception(failure: Failure, owner: str) -> Exception:
+def exception_of(failure: Failure, owner: str) -> Exception:
     """Return the exception that a verb raised in the owner, as an instance of its own class."""
     cls = getattr(errors, failure.type, None)
     if failure.type == "TimeoutError":
@@ -143,7 +143,7 @@ class RemoteOrchestrator(Orchestrator):
                 if reply is None:
                     raise self._gone()
                 if reply.failure is not None:
-                    raise _exception(reply.failure, self._owner)
+                    raise exception_of(reply.failure, self._owner)
                 if reply.value is not None:
                     yield _decoders[verb](reply.value) if verb in _decoders else None
         finally:

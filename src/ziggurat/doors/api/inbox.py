@@ -63,7 +63,7 @@ def _approval(run: records.Run, step: records.StepView) -> views.Approval:
 
 @router.get("/deadletters", openapi_extra=guarded("viewer"))
 async def list_dead_letters(
-    request: Request, namespace: str = "", limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    request: Request, namespace: str = "", limit: Annotated[int, Query(ge=1, le=10_000)] = 100
 ) -> views.DeadLetterList:
     """List messages that their queue gave up, newest first, each with its reason."""
     return views.DeadLetterList(dead_letters=[_letter(one) for one in (await _letters(request, namespace))[:limit]])

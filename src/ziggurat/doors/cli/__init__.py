@@ -53,8 +53,22 @@ def _version(wanted: bool) -> None:
 def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what the layers do.")] = False,
+    server: Annotated[
+        str,
+        typer.Option(
+            "--server",
+            metavar="URL",
+            envvar="ZIGGURAT_SERVER",
+            help="Speak to the system that this server runs, over its HTTP API.",
+        ),
+    ] = "",
 ) -> None:
     show_logs(verbose=verbose)
+    if server:
+        # As the setting that it is, so that whoever reads the settings knows of it.
+        os.environ["ZIGGURAT_CLIENT__URL"] = server
+        if os.environ.get("ZIGGURAT_API_KEY"):
+            os.environ.setdefault("ZIGGURAT_CLIENT__API_KEY", "env:ZIGGURAT_API_KEY")
 
 
 for _name, _command in (

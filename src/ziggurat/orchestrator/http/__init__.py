@@ -1,0 +1,1 @@
+"""An orchestrator that another machine runs, reached over its HTTP API."""

@@ -1,0 +1,179 @@
+"""The client over HTTP: the same verbs as at home, answered by another process's system, with its errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from msgspec import Raw
+
+from tests.integration.api_server import Caller, api
+from tests.integration.test_api_runs import PROGRAM, Boxes, ask_someone, read_document
+from ziggurat.client import Client
+from ziggurat.errors import AccessDenied, Conflict, InvalidData, LayerUnreachable, RunFailed, UnknownName
+from ziggurat.orchestrator.http.client import HttpOrchestrator
+from ziggurat.records import Run, RunFilter
+
+
+@pytest.fixture
+async def caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Caller]:
+    monkeypatch.chdir(tmp_path)
+    Boxes.empty()
+    async with api(tmp_path, *PROGRAM) as served:
+        yield served
+
+
+@pytest.fixture
+async def client(caller: Caller) -> AsyncIterator[Client]:
+    async with Client.connect(caller.server.url) as connected:
+        yield connected
+
+
+async def test_a_program_starts_runs_elsewhere_and_gets_their_results(client: Client) -> None:
+    handle = await client.start_with("anywhere:read_document", {"title": "x", "pages": 3}, id="one", tags={"a": "b"}, budget="$1")
+    assert await handle.result(20) == {"pages": 3}
+    # With the workflow itself at hand, its arguments are checked before they leave.
+    with pytest.raises(InvalidData):
+        await client.start(ask_someone, 5)
+    found = await handle.info()
+    assert (found.status, found.tags, found.budget_usd) == ("completed", {"team": "docs", "a": "b"}, 1.0)
+    assert [step.name for step in await handle.steps()] == ["count_pages"]
+    assert [event.kind for event in await handle.history()] == ["run_started", "step_completed", "run_completed"]
+    assert [run.id for run in await client.runs(search="on", tags={"a": "b"}, status="completed")] == ["one"]
+    assert await client.runs(since=found.created_at + 100) == []
+
+
+async def test_records_come_over_the_wire_as_they_are(client: Client, caller: Caller) -> None:
+    await client.start_with(read_document, {"title": "broken"}, id="bad")
+    away, here = client.attachment.orchestrator, caller.server.hub.orchestrator
+    await away.wait("bad", 20)
+
+    def plain(value: object) -> object:
+        # Moments travel to the microsecond.
+        return round(value, 5) if isinstance(value, float) else bytes(value) if isinstance(value, Raw) else value
+
+    def near(run: Run) -> object:
+        return {name: plain(value) for name, value in msgspec.structs.asdict(run).items()}
+
+    assert near(await away.get("bad")) == near(await here.get("bad"))
+    theirs, ours = await away.history("bad"), await here.history("bad")
+    assert [(e.seq, e.kind, e.name, e.error, e.attempt, round(e.at, 5)) for e in theirs] == [
+        (e.seq, e.kind, e.name, e.error, e.attempt, round(e.at, 5)) for e in ours
+    ]
+    assert await away.count(RunFilter()) == {"failed": 1}
+    assert await client.queues() == await caller.server.hub.queue.depth()
+    assert [w.worker for w in await client.workers()] == [w.worker for w in await caller.server.hub.queue.workers()]
+
+
+async def test_every_verb_works_and_fails_as_at_home(client: Client) -> None:
+    handle = await client.start_with("ask_someone", {"question": "Why?"}, id="q")
+    await handle.pause("lunch")
+    assert (await handle.info()).reason == "lunch"
+    await handle.resume(budget="$2")
+    await handle.signal("answer", "Because.")
+    assert await handle.result(20) == "Why? Because."
+    with pytest.raises(Conflict, match="cannot be resumed"):
+        await handle.resume()
+    forked = await handle.fork(1, input={"question": "How?"}, id="q2")
+    await forked.cancel("enough")
+    assert (await forked.wait(20)).status == "cancelled"
+    with pytest.raises(Conflict, match="only a failed run"):
+        await forked.retry()
+    with pytest.raises(UnknownName, match="'nobody'"):
+        await client.get("nobody")
+    with pytest.raises(UnknownName, match="no workflow 'nothing'"):
+        await client.start_with("nothing", {})
+    with pytest.raises(InvalidData, match="document"):
+        await client.start_with("read_document", {"pages": 1})
+    with pytest.raises(RunFailed, match="no pages in"):
+        await (await client.start_with("read_document", {"title": "broken"})).result(20)
+    assert await client.purge(status="cancelled") == 1
+    assert [run.id for run in await client.runs(workflow="ask_someone")] == ["q"]
+    assert await client.dead_letters() == []
+    assert await client.redrive([]) == 0
+
+
+async def test_a_watcher_sees_tokens_and_the_end(client: Client) -> None:
+    handle = await client.start_with("recite", {"words": 2}, id="poem")
+    tokens = []
+    async for event in handle.events():
+        Boxes.heard.set()
+        if event.progress is not None:
+            tokens.append(msgspec.json.decode(event.progress.data))
+            if tokens[-1] == "1:1 ":
+                Boxes.gate.set()
+    assert tokens == ["1:0 ", "1:1 ", "2:0 ", "2:1 "]
+
+
+async def test_a_waiter_times_out_and_the_run_goes_on(client: Client) -> None:
+    handle = await client.start_with("ask_someone", {"question": "?"})
+    with pytest.raises(TimeoutError):
+        await handle.wait(0.2)
+    assert await handle.status() == "waiting"
+
+
+async def test_a_watcher_outlives_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Boxes.empty()
+    seen: list[int] = []
+    async with api(tmp_path, *PROGRAM) as first:
+        port = first.server.port
+        client = Client.connect(first.server.url)
+        await client.__aenter__()
+        handle = await client.start_with("ask_someone", {"question": "Still there?"}, id="patient")
+        await first.until("patient", "waiting")
+
+        async def watch() -> None:
+            async for event in handle.events():
+                seen.extend([event.event.seq] if event.event is not None else [])
+
+        watching = asyncio.create_task(watch())
+        while not seen:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    async with api(tmp_path, *PROGRAM, port=port):
+        await handle.signal("answer", "Yes.")
+        await asyncio.wait_for(watching, 20)
+        assert await handle.result(20) == "Still there? Yes."
+        assert seen == sorted(set(seen)) and len(seen) == (await handle.info()).events
+        await client.__aexit__()
+
+
+async def test_who_may_not_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with api(tmp_path, *PROGRAM, auth="always") as served:
+        with pytest.raises(AccessDenied, match="needs an API key"):
+            await Client.connect(served.server.url).__aenter__()
+        with pytest.raises(AccessDenied, match="unknown, revoked or expired"):
+            await Client.connect(served.server.url, api_key="zk_wrong").__aenter__()
+        key = served.server.hub.keyring.create("look", "viewer", "acme")[1]
+        connecting = Client.connect(served.server.url, api_key=key)
+        assert key not in repr(connecting) + repr(vars(connecting.settings))
+        async with connecting as client:
+            assert await client.runs() == []
+            with pytest.raises(AccessDenied, match="needs the role operator"):
+                await client.start_with("ask_someone", {"question": "?"})
+            with pytest.raises(AccessDenied, match="whole system"):
+                await client.queues()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://nothing.invalid:8400"])
+async def test_a_server_that_is_not_there_is_said_so_at_once(url: str) -> None:
+    with pytest.raises(LayerUnreachable, match="does not answer"):
+        await HttpOrchestrator(url).open()
+
+
+async def test_a_server_that_is_no_ziggurat_is_said_so() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(LayerUnreachable, match="not its API"):
+            await HttpOrchestrator(f"http://127.0.0.1:{port}").open()
