@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,7 +13,7 @@ from msgspec import Raw
 
 from tests.integration.api_server import Caller, api
 from tests.integration.test_api_runs import PROGRAM, Boxes, ask_someone, read_document
-from ziggurat.client import Client
+from ziggurat.client import Client, Handle
 from ziggurat.errors import AccessDenied, Conflict, InvalidData, LayerUnreachable, RunFailed, UnknownName
 from ziggurat.orchestrator.http.client import HttpOrchestrator
 from ziggurat.records import Run, RunFilter
@@ -33,7 +34,9 @@ async def client(caller: Caller) -> AsyncIterator[Client]:
 
 
 async def test_a_program_starts_runs_elsewhere_and_gets_their_results(client: Client) -> None:
-    handle = await client.start_with("anywhere:read_document", {"title": "x", "pages": 3}, id="one", tags={"a": "b"}, budget="$1")
+    handle: Handle[Any] = await client.start_with(
+        "anywhere:read_document", {"title": "x", "pages": 3}, id="one", tags={"a": "b"}, budget="$1"
+    )
     assert await handle.result(20) == {"pages": 3}
     # With the workflow itself at hand, its arguments are checked before they leave.
     with pytest.raises(InvalidData):
@@ -69,7 +72,7 @@ async def test_records_come_over_the_wire_as_they_are(client: Client, caller: Ca
 
 
 async def test_every_verb_works_and_fails_as_at_home(client: Client) -> None:
-    handle = await client.start_with("ask_someone", {"question": "Why?"}, id="q")
+    handle: Handle[Any] = await client.start_with("ask_someone", {"question": "Why?"}, id="q")
     await handle.pause("lunch")
     assert (await handle.info()).reason == "lunch"
     await handle.resume(budget="$2")
@@ -97,7 +100,7 @@ async def test_every_verb_works_and_fails_as_at_home(client: Client) -> None:
 
 
 async def test_a_watcher_sees_tokens_and_the_end(client: Client) -> None:
-    handle = await client.start_with("recite", {"words": 2}, id="poem")
+    handle: Handle[Any] = await client.start_with("recite", {"words": 2}, id="poem")
     tokens = []
     async for event in handle.events():
         Boxes.heard.set()
@@ -109,7 +112,7 @@ async def test_a_watcher_sees_tokens_and_the_end(client: Client) -> None:
 
 
 async def test_a_waiter_times_out_and_the_run_goes_on(client: Client) -> None:
-    handle = await client.start_with("ask_someone", {"question": "?"})
+    handle: Handle[Any] = await client.start_with("ask_someone", {"question": "?"})
     with pytest.raises(TimeoutError):
         await handle.wait(0.2)
     assert await handle.status() == "waiting"
@@ -123,7 +126,7 @@ async def test_a_watcher_outlives_its_server(tmp_path: Path, monkeypatch: pytest
         port = first.server.port
         client = Client.connect(first.server.url)
         await client.__aenter__()
-        handle = await client.start_with("ask_someone", {"question": "Still there?"}, id="patient")
+        handle: Handle[Any] = await client.start_with("ask_someone", {"question": "Still there?"}, id="patient")
         await first.until("patient", "waiting")
 
         async def watch() -> None:

@@ -13,9 +13,10 @@ from typing import Any, Literal, cast
 from msgspec import Struct
 
 from ziggurat.assembly.artifacts import build_library, build_payloads, open_library
-from ziggurat.assembly.backends import build_queue, plain
+from ziggurat.assembly.backends import build_queue
 from ziggurat.assembly.modules import AppRegistry, make_importable
 from ziggurat.assembly.schedules import schedule_of
+from ziggurat.assembly.secrets import plain
 from ziggurat.assembly.served import ServedWorkflow
 from ziggurat.assembly.system import System
 from ziggurat.clock import SystemClock
