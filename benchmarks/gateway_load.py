@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
 import time
@@ -56,18 +57,26 @@ class Connection(asyncio.Protocol):
             self._answer.set_result((int(head[9:12]), self._data.count(b"data: {")))
 
 
-def request(url: str, key: str, model: str, steer: str, stream: bool) -> bytes:
+def request(url: str, sizes: dict[str, Any], steer: str, stream: bool) -> bytes:
     """Return a whole request of about 1 kB as bytes."""
     parts = urlsplit(url)
-    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": steer + _FILLER}], "max_tokens": 256}
+    body: dict[str, Any] = {
+        "model": sizes.get("model", "mock"),
+        "messages": [{"role": "user", "content": steer + _FILLER}],
+        "max_tokens": 256,
+    }
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     payload = json.dumps(body).encode()
-    head = (
-        f"POST {parts.path}/chat/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {key}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
-    )
-    return head.encode() + payload
+    headers = {
+        "Host": parts.netloc,
+        "Authorization": f"Bearer {sizes.get('key', 'none')}",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(payload)),
+        **sizes.get("headers", {}),
+    }
+    head = f"POST {parts.path}/chat/completions HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in headers.items())
+    return head.encode() + b"\r\n" + payload
 
 
 async def connect(url: str, count: int) -> list[Connection]:
@@ -81,7 +90,7 @@ async def connect(url: str, count: int) -> list[Connection]:
 async def saturate(url: str, sizes: dict[str, Any]) -> dict[str, Any]:
     """Keep every connection busy until so many requests are answered."""
     wanted, latencies, wrong = int(sizes["requests"]), [], 0
-    sent = request(url, sizes.get("key", "none"), sizes.get("model", "mock"), "", False)
+    sent = request(url, sizes, "", False)
     left = wanted
 
     async def work(connection: Connection) -> None:
@@ -103,7 +112,7 @@ async def saturate(url: str, sizes: dict[str, Any]) -> dict[str, Any]:
 async def bursts(url: str, sizes: dict[str, Any]) -> dict[str, Any]:
     """Send bursts of requests to an upstream with a delay; what the delay does not explain was added."""
     latencies, wrong, delay = [], 0, float(sizes["delay"])
-    sent = request(url, sizes.get("key", "none"), sizes.get("model", "mock"), f"delay={delay} ", False)
+    sent = request(url, sizes, f"delay={delay} ", False)
     connections = await connect(url, int(sizes["burst"]))
 
     async def one(connection: Connection) -> None:
@@ -122,7 +131,7 @@ async def bursts(url: str, sizes: dict[str, Any]) -> dict[str, Any]:
 async def streams(url: str, sizes: dict[str, Any]) -> dict[str, Any]:
     """Read streams side by side, again and again."""
     count, chunks, pace = int(sizes["streams"]), int(sizes["chunks"]), float(sizes["pace"])
-    sent = request(url, sizes.get("key", "none"), sizes.get("model", "mock"), f"chunks={chunks} pace={pace} ", True)
+    sent = request(url, sizes, f"chunks={chunks} pace={pace} ", True)
     connections = await connect(url, count)
     events, wrong, latencies = 0, 0, []
 
@@ -149,6 +158,8 @@ def quantiles(latencies: list[float]) -> dict[str, float]:
 
 def main() -> None:
     workload, url, sizes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    if "core" in sizes and len(os.sched_getaffinity(0)) > 1:
+        os.sched_setaffinity(0, {sizes["core"]})
     work = {"saturate": saturate, "bursts": bursts, "streams": streams}[workload]
     print("RESULT " + json.dumps(asyncio.run(work(url, sizes))), flush=True)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 
 _LENGTH = re.compile(rb"content-length:\s*(\d+)", re.IGNORECASE)
@@ -135,4 +136,8 @@ async def serve(port: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
-    asyncio.run(serve(parser.parse_args().port))
+    parser.add_argument("--core", type=int, help="the core to run on")
+    given = parser.parse_args()
+    if given.core is not None and len(os.sched_getaffinity(0)) > 1:
+        os.sched_setaffinity(0, {given.core})
+    asyncio.run(serve(given.port))

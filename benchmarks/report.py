@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks import report_gateway
 from benchmarks.harness import RESULTS, ROOT, median
 
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
@@ -175,4 +176,8 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-_RENDERERS: dict[str, Callable[[Data], str]] = {"embedded": _embedded, "queue": _queue}
+def _gateway(data: Data) -> str:
+    return report_gateway.render(data, _machine_line, _table)
+
+
+_RENDERERS: dict[str, Callable[[Data], str]] = {"embedded": _embedded, "queue": _queue, "gateway": _gateway}

@@ -38,8 +38,10 @@ def install(environment: str) -> str:
         return "uv is not installed"
     commands = [
         [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)],
-        [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python_of(environment)), *pins["pip"]],
     ]
+    if pins.get("pip"):
+        packages = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python_of(environment))]
+        commands.append([*packages, *pins["pip"]])
     if pins.get("npm"):
         commands.append(["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder / "npm"), *pins["npm"]])
     for command in commands:
