@@ -442,3 +442,25 @@ async def test_a_key_that_calls_too_often_waits_a_little_and_is_then_told_to_com
     assert (told["error"]["code"], headers["Retry-After"]) == ("rate_limit_exceeded", "1")
     assert w.upstream.requests == 2
     assert {row.group[0]: row.calls for row in w.bill("key")} == {"slow": 1, "free": 1}
+
+
+async def test_a_key_spends_its_budget_and_no_more(tmp_path: Path) -> None:
+    # A call costs a dollar: a million tokens at a dollar for a million.
+    upstream = FaultyUpstream(lambda prompt, asked: Reply(text="hi", input_tokens=500_000, output_tokens=500_000))
+    path = tmp_path / "gateway.db"
+    daily = create_key(path, Caller(name="daily", budget=1.5), 1.0)
+    whole = create_key(path, Caller(name="whole", budget=1.5, period="total"), 1.0)
+    body = {"model": "m", "messages": HELLO}
+    async with world(tmp_path, upstream) as w:
+        found = [(await w.post("/chat/completions", body, **bearer(key)))[0] for key in (daily, daily, daily, whole)]
+        status, told, headers = await w.post("/chat/completions", {**body, "stream": True}, **bearer(daily))
+    # What is left is spent on one more call, whose cost is not known before; then nothing.
+    assert found == [200, 200, 429, 200]
+    assert (status, told["error"]["code"], headers["x-should-retry"]) == (429, "insufficient_quota", "false")
+    assert "daily" in told["error"]["message"]
+    async with world(tmp_path, upstream) as w:
+        # A gateway that starts anew knows from the ledger what was spent.
+        again = [(await w.post("/chat/completions", body, **bearer(key)))[0] for key in (daily, whole, whole)]
+    assert again == [429, 200, 429]
+    assert {row.group[0]: row.cost_usd for row in w.bill("key")} == pytest.approx({"daily": 2.0, "whole": 2.0})
+    assert upstream.requests == 4
