@@ -14,6 +14,7 @@ from ziggurat.assembly.endpoints import build_endpoint, build_models
 from ziggurat.assembly.ledgers import ledger_files, recorder
 from ziggurat.assembly.models import script_models, use_models_in_child
 from ziggurat.assembly.modules import make_importable
+from ziggurat.assembly.schedules import schedule_of
 from ziggurat.assembly.system import System
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "look_at_state",
     "make_importable",
     "recorder",
+    "schedule_of",
     "script_library",
     "script_models",
     "use_models_in_child",

@@ -14,6 +14,11 @@
     POST   /api/v1/runs/{id}/fork          Run         {step, input?, id?}; 201, the new run
     DELETE /api/v1/runs/{id}               Count       deletes an ended run with its history
 
+    GET    /api/v1/schedules[/{name}]      ScheduleList, ScheduleView
+    PUT    /api/v1/schedules/{name}        ScheduleView  ScheduleOrder
+    DELETE /api/v1/schedules/{name}
+    POST   /api/v1/schedules/{name}/pause|resume|trigger|backfill
+
 The shapes are in `ziggurat.doors.api.shapes`. Every error is a Problem, {"error": {"type", "message"}}: 400 or 422 bad input, 401 no
 credentials, 403 not allowed, 404 unknown or of another tenant, 409 the verb does not apply, 413 too large, 429 too often, 503 a layer
 is unreachable.

@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 
 from ziggurat import __version__
-from ziggurat.doors.api import administration, health, inbox, looks, orders, runs, sessions, uploads
+from ziggurat.doors.api import administration, health, inbox, looks, orders, runs, schedules, sessions, uploads
 from ziggurat.doors.api.gate import COOKIE, Gate
 from ziggurat.doors.api.hub import Hub
 from ziggurat.doors.api.problems import RESPONSES, handle_errors
@@ -17,7 +17,7 @@ from ziggurat.doors.api.shield import Shield
 
 PREFIX = "/api/v1"
 _ROUTERS = (
-    runs.router, orders.router, uploads.router, looks.router, inbox.router, sessions.router, administration.router,
+    runs.router, orders.router, uploads.router, looks.router, inbox.router, schedules.router, sessions.router, administration.router,
 )  # fmt: skip
 
 
