@@ -62,7 +62,7 @@ class ScheduleOrder(shapes.Order):
     """The wish for a schedule; it needs `cron`, `every` or both."""
 
     workflow: shapes.Name
-    input: dict[str, Any] = {}
+    input: dict[str, Any] = Field({})
     cron: list[Annotated[str, Field(max_length=200)]] = Field([], max_length=20)
     every: Span | None = Field(None, description='Seconds, or text such as "15m".')
     timezone: Annotated[str, Field(max_length=100)] = "UTC"
@@ -70,7 +70,7 @@ class ScheduleOrder(shapes.Order):
     overlap: records.Overlap = "skip"
     catch_up: Span = 3600.0
     namespace: shapes.Name | None = None
-    tags: dict[shapes.Name, shapes.Line] = {}
+    tags: dict[shapes.Name, shapes.Line] = Field({})
     budget: float | shapes.Line | None = None
 
 
@@ -152,8 +152,7 @@ async def trigger_schedule(request: Request, name: ScheduleName) -> shapes.Run:
 async def backfill_schedule(request: Request, name: ScheduleName, order: BackfillOrder) -> shapes.Count:
     """Start a run for each past moment that has none; counts the moments."""
     found = await _seen(request, name)
-    since, until = epoch(order.since), epoch(order.until)
-    assert since is not None and until is not None
+    since, until = epoch(order.since) or 0.0, epoch(order.until) or 0.0
     return shapes.Count(count=await hub_of(request).orchestrator.schedules.backfill(found.name, since, until))
 
 
