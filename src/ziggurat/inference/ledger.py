@@ -68,9 +68,10 @@ _COLUMNS = (
 INSERT_CALL = f"INSERT OR IGNORE INTO calls ({_COLUMNS}) VALUES "
 CALL_VALUES = f"({', '.join('?' * 24)})"
 
-#: What costs can be told by. "tenant" is the namespace, "key" a key of the gateway.
-Dimension = Literal["workflow", "model", "tenant", "day", "run", "key", "endpoint", "upstream", "status"]
+#: What costs can be told by. "tenant" is the namespace, "key" a key of the gateway, "price" the table that a cost came from.
+Dimension = Literal["workflow", "model", "tenant", "day", "run", "key", "endpoint", "upstream", "status", "price"]
 DIMENSIONS: tuple[str, ...] = get_args(Dimension)
+_COLUMN_OF = {"tenant": "namespace", "price": "price_version"}
 
 #: Rows of one commit at most, and rows kept while the file cannot be written; older ones are given up then, and that is said.
 _BATCH, _KEPT = 2_000, 100_000
@@ -334,7 +335,7 @@ def costs(files: Iterable[Path], by: Sequence[str] = ("workflow",), where: CostF
     for name in by:
         if name not in DIMENSIONS:
             raise ConfigurationError(f"Costs cannot be told by {name!r}; they can by: {', '.join(DIMENSIONS)}.")
-    columns = ["namespace" if name == "tenant" else name for name in by]
+    columns = [_COLUMN_OF.get(name, name) for name in by]
     conditions, values = _conditions(where or CostFilter())
     picked = ", ".join(columns)
     sums = (

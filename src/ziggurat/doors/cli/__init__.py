@@ -15,6 +15,7 @@ import typer
 from ziggurat.doors.cli import (
     api_keys,
     batch,
+    costs,
     deadletters,
     doctor,
     gateway,
@@ -92,6 +93,7 @@ for _name, _command in (
     ("up", up.up),
     ("queues", queues.queues),
     ("workers", queues.workers),
+    ("costs", costs.costs),
     ("doctor", doctor.doctor),
 ):
     app.command(_name)(_command)
