@@ -29,6 +29,8 @@ from ziggurat.telemetry.catalogue import METRICS, SPANS_LOST
 FLUSH_LIMIT = 3.0
 #: Seconds for one request to the endpoint, unless OTEL_EXPORTER_OTLP_TIMEOUT says otherwise.
 REQUEST_LIMIT = 5.0
+#: Seconds for which spans are gathered, unless OTEL_BSP_SCHEDULE_DELAY says otherwise: what a process that is killed loses. The SDK takes 5.
+GATHER = 1.0
 _PATH = "/v1/traces"
 _VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 #: Who speaks of every batch that could not be sent.
@@ -138,7 +140,8 @@ def _provider(settings: TelemetrySettings) -> Any:
     )
     shown = shown_endpoint(settings)
     sending = _Sending(exporter, shown)
-    sending.processor = BatchSpanProcessor(sending)  # type: ignore[arg-type]
+    delay = None if os.environ.get("OTEL_BSP_SCHEDULE_DELAY") else GATHER * 1000
+    sending.processor = BatchSpanProcessor(sending, schedule_delay_millis=delay)  # type: ignore[arg-type]
     provider.add_span_processor(sending.processor)
     _sending = sending
     _hush()
