@@ -29,7 +29,8 @@ from ziggurat.telemetry.catalogue import METRICS, SPANS_LOST
 FLUSH_LIMIT = 3.0
 #: Seconds for one request to the endpoint, unless OTEL_EXPORTER_OTLP_TIMEOUT says otherwise.
 REQUEST_LIMIT = 5.0
-#: Seconds for which spans are gathered, unless OTEL_BSP_SCHEDULE_DELAY says otherwise: what a process that is killed loses. The SDK takes 5.
+#: Seconds for which spans are gathered, unless OTEL_BSP_SCHEDULE_DELAY says otherwise: what a process that is killed loses. The SDK takes
+#: five.
 GATHER = 1.0
 _PATH = "/v1/traces"
 _VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
