@@ -15,7 +15,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 from tests.unit.embedded_system import System, system
 from ziggurat import Retry, continue_as_new, llm, task, workflow
@@ -112,7 +112,7 @@ def test_runs_are_sampled_as_the_sdk_samples_them(ratio: float) -> None:
     assert current is not None
     for at in range(200):
         trace = trace_id(f"r{at}", 1.0)
-        assert current.samples(trace) == sdk.should_sample(None, trace, "").decision.is_sampled()
+        assert current.samples(trace) == (sdk.should_sample(None, trace, "").decision is Decision.RECORD_AND_SAMPLE)
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------
