@@ -33,6 +33,7 @@ from ziggurat import (
 from ziggurat.errors import ConfigurationError, DefinitionError, InferenceError, RateLimited, UnknownName
 from ziggurat.orchestrator.retry import next_attempt
 from ziggurat.program.failures import child_error, describe, task_error
+from ziggurat.program.options import RunOptions, TaskOptions
 from ziggurat.program.primitives import waiting_signals
 from ziggurat.program.registry import Registry, load_workflow
 from ziggurat.records import ErrorInfo, Outcome
@@ -271,3 +272,19 @@ async def test_calls_in_a_gather_start_together() -> None:
 
     async with asyncio.timeout(5):
         await asyncio.gather(first(), second())
+
+
+def test_a_workflow_places_the_tasks_that_name_no_place_of_their_own() -> None:
+    placing = RunOptions(queue="reports", region="eu")
+    placed = placing.placed(TaskOptions())
+    assert (placed.queue, placed.region) == ("reports", "eu")
+    own = placing.placed(TaskOptions(queue="gpu", region="us", timeout=5.0))
+    assert (own.queue, own.region, own.timeout) == ("gpu", "us", 5.0)
+    options = TaskOptions(queue="gpu")
+    assert RunOptions().placed(options) is options
+
+    @workflow(queue="reports")
+    async def report() -> None: ...
+
+    with pytest.raises(DefinitionError, match=r"belongs to all its runs; write it in @workflow"):
+        report.options(queue="other")

@@ -288,7 +288,9 @@ class Pool:
             self._serve(new)
 
     def _named(self) -> set[str]:
-        return {task.options_.queue for task in self._system.registry.tasks()}
+        registry = self._system.registry
+        workflows = {workflow.options_.queue for workflow in registry.workflows()} - {""}
+        return {task.options_.queue for task in registry.tasks()} | workflows
 
     async def _look_for_queues(self) -> None:
         """Serve queues that nobody named when the pool opened: of modules loaded since, or of `options(queue=...)`."""

@@ -153,6 +153,8 @@ class Workflow(Definition[P, R]):
 
         Takes id, tags, priority, budget and on_parent_end ("cancel" or "abandon"). Raises DefinitionError.
         """
+        if placed := sorted({"queue", "region"} & set(changes)):
+            raise DefinitionError(f"The {placed[0]} of {self.what} belongs to all its runs; write it in @workflow(...).")
         options = _changed(self.options_, self.what, changes)
         return cast(Callable[P, Coroutine[Any, Any, R]], lambda *args, **kwargs: self._invoke(options, args, kwargs))
 
@@ -224,6 +226,8 @@ def workflow(
     priority: int | None = ...,
     budget: Money | None = ...,
     on_parent_end: str = ...,
+    queue: str = ...,
+    region: str = ...,
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Workflow[P, R]]: ...
 def workflow(fn: Callable[..., Any] | None = None, /, *, name: str = "", **options: Any) -> Any:
     """Make an async function a workflow: plain asyncio that survives crashes.
@@ -234,6 +238,8 @@ def workflow(fn: Callable[..., Any] | None = None, /, *, name: str = "", **optio
         priority: 1 (served most often) to 5, for the tasks of a run.
         budget: what a run and its children may spend on models, such as "$0.05".
         on_parent_end: "cancel" (default) or "abandon": what becomes of a child run when its parent ends first.
+        queue: where its tasks go that name no queue of their own, so that a pool can serve this kind of run alone.
+        region: where its tasks must run that name no region of their own.
 
     Raises DefinitionError.
     """

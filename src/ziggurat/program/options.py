@@ -82,10 +82,14 @@ class Concurrent:
         self.limit, self.key = limit, key
 
 
+#: The queue of a task that names none.
+DEFAULT_QUEUE = "default"
+
+
 class TaskOptions(Struct, frozen=True, kw_only=True):
     """Everything that decides how a task is executed. Durations are seconds."""
 
-    queue: str = "default"
+    queue: str = DEFAULT_QUEUE
     region: str = ""
     priority: int | None = None
     retry: Retry = Retry()
@@ -109,10 +113,19 @@ class RunOptions(Struct, frozen=True, kw_only=True):
     budget: float | None = None
     #: What becomes of a child run when its parent ends before it: "cancel" or "abandon".
     on_parent_end: Literal["cancel", "abandon"] = "cancel"
+    #: Where the tasks of a run go that name no queue or no region of their own.
+    queue: str = ""
+    region: str = ""
 
     def changed(self, what: str, **changes: Any) -> RunOptions:
         """Return a copy with the options that a person gave, read and checked. `what` names the workflow in errors."""
         return replace(self, **_read(what, changes))
+
+    def placed(self, options: TaskOptions) -> TaskOptions:
+        """Return a task's options with the queue and the region of the workflow where it has none of its own."""
+        queue = self.queue if self.queue and options.queue == DEFAULT_QUEUE else options.queue
+        region = options.region or self.region
+        return options if (queue, region) == (options.queue, options.region) else replace(options, queue=queue, region=region)
 
 
 def _read(what: str, given: dict[str, Any]) -> dict[str, Any]:

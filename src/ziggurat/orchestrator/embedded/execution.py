@@ -234,7 +234,7 @@ class Execution(RunContext):
 
     def call_task(self, name: str, payload: bytes, options: TaskOptions, bound: dict[str, str]) -> asyncio.Future[Any]:
         step = self._request("task", name)
-        step.payload, step.options, step.bound = payload, options, bound
+        step.payload, step.options, step.bound = payload, self.workflow.options_.placed(options), bound
         return step.future  # type: ignore[return-value]
 
     def start_child(self, workflow: str, entry: str, payload: bytes, options: RunOptions) -> asyncio.Future[Any]:
