@@ -71,12 +71,17 @@ class Plant:
 
     def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "ziggurat", *arguments, "--config", str(self.settings)]
-        environ = {**os.environ, LOG_VARIABLE: str(self.log), "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+        environ = {
+            **os.environ,
+            "PYTHONFAULTHANDLER": "1",
+            LOG_VARIABLE: str(self.log),
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        }
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(command, cwd=self.folder, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def start_orchestrator(self) -> None:
-        self.orchestrator = self._start("orchestrator", "serve", "--no-workers")
+        self.orchestrator = self._start("orchestrator", "serve", "--no-workers", "--no-api")
 
     def kill_orchestrator(self) -> None:
         """kill -9."""
@@ -153,8 +158,16 @@ class Plant:
                 return await verb(remote)
             except LayerUnreachable:
                 await self._forget(remote)
-                assert time.monotonic() < deadline, self.said("orchestrator")[-4_000:]
+                if time.monotonic() > deadline:
+                    raise AssertionError(f"The orchestrator does not answer: {self._stack()}") from None
                 await asyncio.sleep(0.1)
+
+    def _stack(self) -> str:
+        """Return what the orchestrator said, with where it is; it ends of that."""
+        assert self.orchestrator is not None
+        self.orchestrator.send_signal(signal.SIGABRT)
+        self.orchestrator.wait()
+        return self.said("orchestrator")[-4_000:]
 
     async def _reach(self) -> RemoteOrchestrator:
         async with self._reaching:

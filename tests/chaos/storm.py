@@ -274,7 +274,9 @@ class Storm:
                 again += sum(it.what == "begin" for it in effects[key]) - event.attempt
                 wrong += self._check_step(key, event, effects[key])
         assert not wrong, f"{self!r}\n{len(wrong)} things are wrong: " + "\n".join(wrong[:40])
-        return {"recorded": recorded, "begun again": again, "seconds": round(self.seconds), **self.done}
+        # Attempts that ended in a process which had lost their lease: zombies, refused by the queue or stopped before that.
+        refused = self.plant.said("worker").count(" is lost, so this attempt's outcome is dropped")
+        return {"recorded": recorded, "begun again": again, "refused": refused, "seconds": round(self.seconds), **self.done}
 
     def _check_step(self, key: str, event: Event, effects: list[Effect]) -> list[str]:
         """A step that is recorded was run last by the worker whose outcome was recorded, and by nobody since."""
