@@ -50,8 +50,8 @@ async def drain(folder: Path, tasks: int) -> dict[str, Any]:
 async def latency(folder: Path, tasks: int) -> dict[str, Any]:
     """Run one run that does a step every 10 ms: from the call that sends to the task's first line, and to the recorded outcome.
 
-    The moment of the call is `sent_at`, when the message is made and put into the outbox, in the same turn of the loop as the program's call.
-    `requested_at` is no measure of it: it is the run's own time, that of the timer's event before the call, whose commit lies in between.
+    The moment of the call is `sent_at`, when the message is made, in the same turn of the loop as the program's call. `requested_at` is no
+    measure of it: it is the run's own time, that of the timer's event before the call, whose commit lies in between.
     """
     settings = _settings(folder)
     async with System(load_settings(settings), pools=()) as system, _worker(settings):
