@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import datetime
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from ziggurat.inference.limits.budgets import Baseline
 from ziggurat.inference.router import Recorder
 from ziggurat.records import CallRecord
 from ziggurat.settings import Settings
-
-log = logging.getLogger("ziggurat.inference")
+from ziggurat.telemetry import events
 
 
 def ledger_files(settings: Settings) -> list[Path]:
@@ -32,7 +30,7 @@ def baseline(settings: Settings) -> Baseline:
         try:
             return spent(files, CostFilter(since=start, until=start + 86_400.0, **whose))
         except StateUnusable as error:
-            log.warning("%s What was spent today before is not known, and budgets of the day begin at nothing.", error)
+            events.SPENT_UNKNOWN(error=error)
             return 0.0
 
     return known

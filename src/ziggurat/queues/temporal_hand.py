@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -26,8 +25,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.worker import Worker
 
 from ziggurat.records import Delivery, ErrorInfo, Message, Outcome, encode, outcome_of
-
-log = logging.getLogger("ziggurat.queues")
+from ziggurat.telemetry import events
 
 #: The type of the failure by which an attempt goes back to its task queue.
 RETURNED = "ziggurat.Returned"
@@ -140,7 +138,7 @@ class Hand:
 
     def _worker_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("A Temporal worker failed; its task queue is not served any more: %s", error)
+            events.TASK_QUEUE_LEFT(error=error)
 
     async def _end(self) -> None:
         await asyncio.gather(*(worker.shutdown() for worker, _ in self._workers), return_exceptions=True)

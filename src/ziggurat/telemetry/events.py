@@ -96,6 +96,49 @@ CALLS_UNREADABLE = LogEvent(
     "What a worker said of the model calls of run {run} cannot be read and is dropped.",
 )
 
+PAYLOAD_WAITS = LogEvent("orchestrator.payload_waits", "warning", "The payload of {what} waits for the artifact store: {error}")
+HAND_ON_WAITS = LogEvent(
+    "orchestrator.hand_on_waits", "warning", "What the run {run} hands on cannot be stored now and will be tried again: {error}"
+)
+ARTIFACTS_LEFT = LogEvent(
+    "orchestrator.artifacts_left", "warning", "Artifacts of runs that were purged are left for the next sweep: {error}"
+)
+ARTIFACTS_NOT_SWEPT = LogEvent(
+    "orchestrator.artifacts_not_swept", "warning", "The artifact store could not be swept and will be again: {error}"
+)
+ARTIFACTS_SWEPT = LogEvent("orchestrator.artifacts_swept", "info", "{objects} stored objects that no run refers to were deleted.")
+ARTIFACTS_OF_ANOTHER = LogEvent(
+    "orchestrator.artifacts_of_another",
+    "warning",
+    "The artifact store {store} is cleaned up by another system, so nothing is deleted from it here; give each system a place of its own "
+    "in [artifacts] url.",
+)
+SCHEDULE_FAILED = LogEvent("orchestrator.schedule_failed", "error", "The schedule {schedule} could not start a run: {error}")
+SCHEDULE_UNDECIDED = LogEvent(
+    "orchestrator.schedule_undecided",
+    "error",
+    "The schedule {schedule} could not be decided on; it is looked at again at its next moment.",
+)
+RELAY_FAILED = LogEvent("orchestrator.relay_failed", "error", "Outcomes could not be brought back; trying again.")
+UPKEEP_BROKE = LogEvent("orchestrator.upkeep_failed", "error", "What is on the queue could not be looked after; trying again.")
+TEMPORAL_BUSY = LogEvent(
+    "orchestrator.temporal_busy",
+    "warning",
+    "The Temporal server did not take the outcome of {message} and will be asked again: {error}",
+)
+TEMPORAL_REFUSES = LogEvent(
+    "orchestrator.temporal_refuses", "error", "The Temporal server refuses the {what} of {message}: {error}"
+)
+NO_SEARCH_ATTRIBUTES = LogEvent(
+    "orchestrator.no_search_attributes",
+    "warning",
+    "The namespace {namespace} has no search attributes {attributes} and does not let us make them ({error}), so lists filter by tag and "
+    "tenant slowly and Temporal's own search does not know them; create them by hand.",
+)
+WORKFLOW_WORKER_FAILED = LogEvent(
+    "orchestrator.workflow_worker_failed", "error", "A workflow worker failed, and runs are not driven here any more: {error}"
+)
+
 # -- queue -----------------------------------------------------------------------------------------------------------
 
 REDIS_EVICTS = LogEvent(
@@ -114,6 +157,10 @@ PRESENCE_UNREADABLE = LogEvent(
 )
 UPKEEP_FAILED = LogEvent("queue.upkeep_failed", "warning", "Leases and delays are not looked after now: {error}")
 LEFT_TO_LEASE = LogEvent("queue.left_to_lease", "debug", "Left to the lease's end: {error}")
+
+TASK_QUEUE_LEFT = LogEvent(
+    "queue.task_queue_left", "error", "A Temporal worker failed; its task queue is not served any more: {error}"
+)
 
 # -- worker ----------------------------------------------------------------------------------------------------------
 
@@ -178,6 +225,12 @@ MEMORY_CEILING = LogEvent(
 )
 DRAINING = LogEvent("worker.draining", "info", "This worker process drains: {reason}.")
 
+ORPHAN_ENDS = LogEvent(
+    "worker.orphan_ends",
+    "error",
+    "This worker did not end within {seconds:.0f} s after its pool was gone, and ends itself; its leases run out.",
+)
+
 # -- pool ------------------------------------------------------------------------------------------------------------
 
 POOL_WANTS = LogEvent("pool.wants", "info", "The pool {pool} wants {workers} workers ({constraint}): {explanation}")
@@ -199,6 +252,40 @@ LEDGER_WAITS = LogEvent(
 LEDGER_LOST = LogEvent(
     "inference.ledger_lost", "error", "{calls} calls were not written to the ledger {path}, which cannot be written ({error})."
 )
+
+SPENT_UNKNOWN = LogEvent(
+    "inference.spent_unknown",
+    "warning",
+    "{error} What was spent today before is not known, and budgets of the day begin at nothing.",
+)
+LIMITS_NOT_TOLD = LogEvent(
+    "inference.limits_not_told", "debug", "The limit store was not told that this process ends; it will notice."
+)
+LIMITS_ANSWER_UNUSABLE = LogEvent("inference.limits_answer_unusable", "error", "An answer of the limit store could not be used.")
+LIMITS_ALONE = LogEvent("inference.limits_alone", "warning", "{error} Until then this process goes on with {share}.")
+LIMITS_SHARED = LogEvent("inference.limits_shared", "info", "The limit store is back; limits are shared again.")
+
+# -- gateway and server ----------------------------------------------------------------------------------------------
+
+KEYS_NOT_READ = LogEvent("gateway.keys_not_read", "warning", "The gateway goes on with the keys that it knows. {error}")
+GATEWAY_FAILED = LogEvent(
+    "gateway.request_failed", "error", "The request {request} ended with an error that the gateway did not expect."
+)
+REQUEST_FAILED = LogEvent("server.request_failed", "error", "{method} {path} failed.")
+STREAM_CUT = LogEvent("server.stream_cut", "warning", "The stream of the run {run} was cut off: {error}")
+STREAM_FAILED = LogEvent("server.stream_failed", "error", "The stream of the run {run} failed.")
+BULK_WAITS = LogEvent("server.bulk_waits", "warning", "The bulk order {order} waits: {error}")
+BULK_FAILED = LogEvent("server.bulk_failed", "error", "The bulk order {order} met an unexpected error, and waits.")
+NOT_READY = LogEvent("server.not_ready", "warning", "The server is not ready: {error}")
+WEBHOOKS_WAIT = LogEvent("server.webhooks_wait", "warning", "Webhooks wait: {error}")
+WEBHOOKS_FAILED = LogEvent("server.webhooks_failed", "error", "Webhooks met an unexpected error, and go on.")
+WEBHOOK_GIVEN_UP = LogEvent("server.webhook_given_up", "warning", "The webhook {webhook} gave up the message {message}. {error}")
+NO_API_KEY = LogEvent(
+    "server.no_api_key",
+    "warning",
+    "Nobody can call {url} yet: there is no API key. Make one with `ziggurat keys create NAME --role admin`.",
+)
+LOOK_FAILED = LogEvent("server.look_failed", "error", "The system could not be looked at.")
 
 # -- telemetry -------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ TRACEBACK_LENGTH = 8_000
 class JsonLines(logging.Formatter):
     """Writes a record as one line of JSON.
 
-        {"time": "2026-11-26T06:30:00.123456Z", "level": "warning", "event": "worker.lease_lost", "message": "The lease of …",
+        {"time": "2026-11-26T06:30:00.123456Z", "level": "warning", "event": "worker.lease_lost", "text": "The lease of …",
          "logger": "ziggurat.worker", "run": "…", "trace_id": "…", "span_id": "…"}
 
     A record that is no event of the catalogue has no `event` and no fields. An exception is `error`, with `type` and `traceback`.
@@ -29,7 +29,7 @@ class JsonLines(logging.Formatter):
         line: dict[str, Any] = {"time": at, "level": record.levelname.lower()}
         if event := getattr(record, "event", None):
             line["event"] = event
-        line["message"] = record.getMessage()
+        line["text"] = record.getMessage()
         line["logger"] = record.name
         for field, value in (getattr(record, "fields", None) or {}).items():
             # The line's own keys are not to be overwritten by a field of the same name.

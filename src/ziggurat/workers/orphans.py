@@ -9,14 +9,13 @@ Python handler runs only between two steps of the main thread, and a signal that
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import select
 import signal
 import threading
 from collections.abc import Callable
 
-logger = logging.getLogger("ziggurat.workers")
+from ziggurat.telemetry import events
 
 
 def watch_pool(descriptor: int, gone: Callable[[], object], patience: float) -> None:
@@ -39,7 +38,5 @@ def _watch(descriptor: int, gone: Callable[[], object], patience: float) -> None
     with contextlib.suppress(RuntimeError):  # The loop has ended, and so will the process.
         gone()
     if not threading.Event().wait(patience):
-        logger.error(
-            "This worker did not end within %.0f s after its pool was gone, and ends itself; its leases run out.", patience
-        )
+        events.ORPHAN_ENDS(seconds=patience)
         os.kill(os.getpid(), signal.SIGKILL)

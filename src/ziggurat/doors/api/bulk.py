@@ -8,7 +8,6 @@ applies to one, it had been carried out.
 from __future__ import annotations
 
 import asyncio
-import logging
 import sqlite3
 
 from msgspec import Struct
@@ -18,8 +17,7 @@ from ziggurat.doors.api.control_file import ControlFile
 from ziggurat.errors import Conflict, LayerUnreachable, ZigguratError
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.records import RunFilter
-
-log = logging.getLogger("ziggurat.api")
+from ziggurat.telemetry import events
 
 #: Runs tried side by side, and noted together.
 PAGE = 50
@@ -122,10 +120,10 @@ class Bulk:
             try:
                 await self._page(*rows[0])
             except LayerUnreachable as error:
-                log.warning("The bulk order %s waits: %s", rows[0][0], error)
+                events.BULK_WAITS(order=rows[0][0], error=error)
                 await asyncio.sleep(PATIENCE)
             except Exception:
-                log.exception("The bulk order %s met an unexpected error, and waits.", rows[0][0])
+                events.BULK_FAILED(trace_of=True, order=rows[0][0])
                 await asyncio.sleep(PATIENCE)
 
     async def _page(self, id: str, verb: str, reason: str) -> None:

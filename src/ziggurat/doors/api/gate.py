@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -30,8 +29,7 @@ from ziggurat.doors.api.audit import AuditLog
 from ziggurat.doors.api.keys import EVERY, ROLES, Keyring, Principal
 from ziggurat.doors.api.problems import Refused, problem, status_of
 from ziggurat.settings import ServerSettings
-
-log = logging.getLogger("ziggurat.api")
+from ziggurat.telemetry import events
 
 COOKIE = "ziggurat_session"
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -162,7 +160,7 @@ class Guarded(APIRoute):
             except Exception as error:
                 if status_of(error)[0] != 500:
                     raise
-                log.error("%s %s failed.", request.method, request.url.path, exc_info=error)
+                events.REQUEST_FAILED(trace_of=error, method=request.method, path=request.url.path)
                 text = "The server met an unexpected error, which its log holds. Nothing that was recorded is lost."
                 return problem(500, "InternalError", text)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import cast
 
 from fastapi import Request
@@ -21,8 +20,7 @@ from ziggurat.errors import UnknownName
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.queues.interface import Queue
 from ziggurat.settings import Settings
-
-log = logging.getLogger("ziggurat.api")
+from ziggurat.telemetry import events
 
 
 class Hub:
@@ -67,7 +65,7 @@ class Hub:
 
     def note_unready(self, error: Exception) -> None:
         """Log why the server is not ready."""
-        log.warning("The server is not ready: %s", error)
+        events.NOT_READY(error=error)
 
 
 def hub_of(request: Request) -> Hub:

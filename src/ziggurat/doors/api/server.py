@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
 
@@ -16,8 +15,7 @@ from ziggurat.doors.api.gate import is_loopback
 from ziggurat.doors.api.hub import Hub
 from ziggurat.errors import LayerUnreachable
 from ziggurat.settings import ServerSettings
-
-log = logging.getLogger("ziggurat.api")
+from ziggurat.telemetry import events
 
 #: Seconds that open requests get when the server ends; streams are told to resume elsewhere before.
 _LAST_WORDS = 5
@@ -47,9 +45,7 @@ class ApiServer:
         self.hub = Hub(self._system)
         open_here = is_loopback(self.host)
         if not open_here and not self.hub.keyring.has_keys():
-            log.warning(
-                "Nobody can call %s yet: there is no API key. Make one with: ziggurat keys create NAME --role admin", self.url
-            )
+            events.NO_API_KEY(url=self.url)
         config = uvicorn.Config(
             build_app(self.hub, open_here=open_here),
             log_config=None,

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator
@@ -33,8 +32,7 @@ from ziggurat.doors.api import shapes
 from ziggurat.errors import ZigguratError
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.records import Event, Progress, RunEvent
-
-log = logging.getLogger("ziggurat.api")
+from ziggurat.telemetry import events
 
 #: Events and bytes that a stream keeps for readers that lag or come back.
 RING_EVENTS = 10_000
@@ -101,14 +99,14 @@ class RunStream:
 
     async def _follow(self) -> None:
         try:
-            async with contextlib.aclosing(self._orchestrator.watch(self._run, after=self.seq)) as events:
-                async for event in events:
-                    self._take(event)
+            async with contextlib.aclosing(self._orchestrator.watch(self._run, after=self.seq)) as happenings:
+                async for happening in happenings:
+                    self._take(happening)
             self.finished = True
         except ZigguratError as error:
-            log.warning("The stream of the run %s was cut off: %s", self._run, error)
+            events.STREAM_CUT(run=self._run, error=error)
         except Exception:
-            log.exception("The stream of the run %s failed.", self._run)
+            events.STREAM_FAILED(trace_of=True, run=self._run)
         finally:
             self.ended = True
             self._wake()

@@ -19,7 +19,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import logging
 import random
 import sqlite3
 from collections.abc import Mapping
@@ -38,8 +37,7 @@ from ziggurat.errors import ConfigurationError, LayerUnreachable, UnknownName
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.records import ENDED, Run, RunFilter
 from ziggurat.settings import WebhookSettings
-
-log = logging.getLogger("ziggurat.api")
+from ziggurat.telemetry import events
 
 #: Seconds before each new try, as the specification proposes: about three days in all.
 RETRIES = (5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
@@ -99,9 +97,9 @@ class Webhooks:
                     await self.look()
                     await self.deliver(session)
                 except LayerUnreachable as error:
-                    log.warning("Webhooks wait: %s", error)
+                    events.WEBHOOKS_WAIT(error=error)
                 except Exception:
-                    log.exception("Webhooks met an unexpected error, and go on.")
+                    events.WEBHOOKS_FAILED(trace_of=True)
                 await asyncio.sleep(LOOK_EVERY)
 
     # -- from ends to deliveries --------------------------------------------------------------------------------
@@ -202,7 +200,7 @@ class Webhooks:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as problem:
             error = f"The receiver could not be reached: {type(problem).__name__}."
         if attempts >= len(RETRIES):
-            log.warning("The webhook %s gave up the message %s. %s", name, id, error)
+            events.WEBHOOK_GIVEN_UP(webhook=name, message=id, error=error)
             return None, None, error, id
         pause = max(RETRIES[attempts] * random.uniform(0.9, 1.1), wait)
         return self._clock.time() + pause, None, error, id

@@ -32,7 +32,7 @@ EXTRAS = {
     "cloud-tasks": ("google.cloud.tasks", "the cloud-tasks queue"),
     "temporal": ("temporalio", "the temporal orchestrator"),
     "server": ("fastapi", "the API, the dashboard and the gateway"),
-    "telemetry": ("opentelemetry.sdk", "traces and metrics"),
+    "telemetry": ("opentelemetry.sdk", "traces"),
     "artifacts": ("obstore", "artifacts in S3, GCS and Azure"),
     "crypto": ("cryptography", "histories encrypted at rest"),
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 
 from ziggurat.doors.cli.common import AsJson, Config, answer_json, console, run_hosting, say
 from ziggurat.doors.cli.serve import Api, HealthPort, Host, Port, api_of, stay
+from ziggurat.telemetry import events
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -28,7 +28,6 @@ Interval = Annotated[
         "--interval", min=0.1, metavar="SECONDS", help="Seconds between two looks: 0.5 on a terminal, 5 elsewhere, 1 with --json."
     ),
 ]
-log = logging.getLogger("ziggurat")
 
 #: Lines of a worker's output shown at a time, and bytes of it kept before its file is cut.
 LINES_SHOWN, LOG_BYTES = 50, 8 * 1024 * 1024
@@ -127,7 +126,7 @@ class _View:
                 self._show(await looks.look())
             except Exception:
                 # The system runs on, whatever is wrong with its picture.
-                log.exception("The system could not be looked at.")
+                events.LOOK_FAILED(trace_of=True)
             # A drain is short and people wait for it.
             await asyncio.sleep(min(self._interval, 0.5) if self._system.draining and not self._as_json else self._interval)
 

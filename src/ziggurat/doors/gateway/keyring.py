@@ -9,7 +9,6 @@ gateway that uses the file. A name in ziggurat.toml wins over one in the file.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -21,8 +20,7 @@ from msgspec import Struct
 from ziggurat.doors.gateway.callers import Caller, hash_of, new_key
 from ziggurat.errors import Conflict, SettingsError, StateUnusable, UnknownName
 from ziggurat.settings.gateway import GatewayKeySettings
-
-log = logging.getLogger("ziggurat.gateway")
+from ziggurat.telemetry import events
 
 SCHEMA_VERSION = 1
 _TABLE = """
@@ -145,7 +143,7 @@ class Keyring:
         except StateUnusable as error:
             if not self._said:
                 self._said = True
-                log.warning("The gateway goes on with the keys that it knows. %s", error)
+                events.KEYS_NOT_READ(error=error)
 
     def _read(self, state: object) -> None:
         taken = {caller.name for caller in self._written.values()}

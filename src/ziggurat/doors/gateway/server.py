@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -33,10 +32,8 @@ from ziggurat.inference.ledger import day_of
 from ziggurat.inference.limits import caller as limits
 from ziggurat.inference.router import Router
 from ziggurat.settings.gateway import GatewaySettings
-from ziggurat.telemetry import CONTENT_TYPE, metrics_text
+from ziggurat.telemetry import CONTENT_TYPE, events, metrics_text
 from ziggurat.telemetry.catalogue import GATEWAY_IN_FLIGHT, GATEWAY_REQUESTS, GATEWAY_SECONDS
-
-log = logging.getLogger("ziggurat.gateway")
 
 #: Seconds between two looks for clients that do not read, and for how long an idle connection is kept. The latter is also the time that a
 #: client has for the head of its first request. Longer than the 60 s after which common proxies drop idle connections.
@@ -203,7 +200,7 @@ class Gateway:
         except ConnectionError:
             raise
         except Exception:
-            log.exception("The request %s ended with an error that the gateway did not expect.", x.id)
+            events.GATEWAY_FAILED(trace_of=True, request=x.id)
             return self._refuse(x, internal(x.id))
 
     async def _answer(self, x: Exchange, path: str) -> web.StreamResponse:

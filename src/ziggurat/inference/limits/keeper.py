@@ -9,7 +9,6 @@ is said once. What was spent meanwhile is told to the store when it is back, and
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
 from collections import deque
@@ -34,8 +33,7 @@ from ziggurat.inference.limits.interface import (
     Take,
     Taken,
 )
-
-log = logging.getLogger("ziggurat.inference")
+from ziggurat.telemetry import events
 
 Done = Callable[[list[Answer]], None]
 
@@ -134,7 +132,7 @@ class Keeper:
             try:
                 self.store.run(self.holder, [Leave()])
             except StoreDown:
-                log.debug("The limit store was not told that this process ends; it will notice.")
+                events.LIMITS_NOT_TOLD()
 
     def _ask(self, batch: list[tuple[Sequence[Request], Done]]) -> None:
         requests = [request for part, _ in batch for request in part]
@@ -147,7 +145,7 @@ class Keeper:
             try:
                 done(answers[at : at + len(part)])
             except Exception:
-                log.exception("An answer of the limit store could not be used.")
+                events.LIMITS_ANSWER_UNUSABLE(trace_of=True)
             at += len(part)
 
     def _answers(self, requests: list[Request]) -> list[Answer]:
@@ -162,14 +160,12 @@ class Keeper:
             if self._fallback is None:
                 self._fallback, self._retry = MemoryBook(), RETRY_FIRST
                 share = f"1/{self.holders} of each limit, as {self.holders} processes were alive last"
-                log.warning(
-                    "%s Until then this process goes on with %s.", error, share if self.holders > 1 else "its limits alone"
-                )
+                events.LIMITS_ALONE(error=error, share=share if self.holders > 1 else "its limits alone")
             else:
                 self._retry = min(RETRY_MOST, 2 * self._retry)
             self._down_until = self._clock.monotonic() + self._retry
             return self._safe(requests)
-        log.info("The limit store is back; limits are shared again.")
+        events.LIMITS_SHARED()
         self._fallback = None
         self._owed.clear()
         self._later.clear()

@@ -8,7 +8,6 @@ it can; the queue keeps the outcome meanwhile.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -21,8 +20,7 @@ from ziggurat.orchestrator.embedded.references import REFER_BY_ID
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.program.failures import describe
 from ziggurat.records import Message, Outcome
-
-log = logging.getLogger("ziggurat.orchestrator")
+from ziggurat.telemetry import events
 
 T = TypeVar("T")
 
@@ -121,7 +119,7 @@ class Carrier:
             try:
                 return await move()
             except ArtifactsUnreachable as error:
-                log.warning("The payload of %s waits for the artifact store: %s", what, error)
+                events.PAYLOAD_WAITS(what=what, error=error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 

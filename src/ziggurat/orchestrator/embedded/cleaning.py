@@ -9,7 +9,6 @@ a place by mistake lose nothing.
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from collections.abc import Collection, Iterable
 from itertools import islice
@@ -20,8 +19,7 @@ from ziggurat.errors import LayerUnreachable
 from ziggurat.orchestrator.embedded.journal import Journal
 from ziggurat.orchestrator.embedded.references import STATE_FACT
 from ziggurat.orchestrator.embedded.writer import Write
-
-log = logging.getLogger("ziggurat.orchestrator")
+from ziggurat.telemetry import events
 
 #: Seconds between two sweeps, and before the first.
 SWEEP_EVERY = 3600.0
@@ -60,7 +58,7 @@ class Cleaner:
                 try:
                     await self._delete(objects)
                 except LayerUnreachable as error:
-                    log.warning("Artifacts of runs that were purged are left for the next sweep: %s", error)
+                    events.ARTIFACTS_LEFT(error=error)
 
     async def sweep(self) -> int:
         """Delete objects that nobody refers to and that are older than the grace period; returns how many."""
@@ -81,10 +79,10 @@ class Cleaner:
             try:
                 swept = await self.sweep()
             except LayerUnreachable as error:
-                log.warning("The artifact store could not be swept and will be again: %s", error)
+                events.ARTIFACTS_NOT_SWEPT(error=error)
                 continue
             if swept:
-                log.info("%d stored objects that no run refers to were deleted.", swept)
+                events.ARTIFACTS_SWEPT(objects=swept)
 
     async def _delete(self, keys: Iterable[str]) -> int:
         """Delete those objects that no run refers to any more, if cleaning up is ours to do."""
@@ -107,8 +105,5 @@ class Cleaner:
             owner = await library.in_thread(library.store.claim, name)
             self._ours = owner == name
             if not self._ours:
-                log.warning(
-                    "The artifact store %s is cleaned up by another system, so nothing is deleted from it here; give each system a "
-                    "place of its own in [artifacts] url.", library.store.url,
-                )  # fmt: skip
+                events.ARTIFACTS_OF_ANOTHER(store=library.store.url)
         return self._ours

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
@@ -27,8 +26,7 @@ from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.orchestrator.schedules import Schedules, backfill_moments, check, next_moment, run_request, start_at
 from ziggurat.program.registry import Registry
 from ziggurat.records import ENDED, Run, Schedule
-
-log = logging.getLogger("ziggurat.orchestrator")
+from ziggurat.telemetry import events
 
 #: Seconds between two looks at a run that is parked or paused while a moment waits for it.
 _LOOK_AGAIN = 10.0
@@ -196,7 +194,7 @@ class EmbeddedSchedules(Schedules):
         except LayerUnreachable:
             raise
         except ZigguratError as error:
-            log.error("The schedule %s could not start a run: %s", schedule.name, error)
+            events.SCHEDULE_FAILED(schedule=schedule.name, error=error)
             return await self._keep(replace(schedule, decided_at=decided, waiting=None, error=str(error)))
         return await self._keep(replace(schedule, decided_at=decided, waiting=None, last_run=run.id, error=""))
 
@@ -242,7 +240,7 @@ class EmbeddedSchedules(Schedules):
             except LayerUnreachable:
                 pass  # The state file was closed; the next process decides anew.
             except Exception:
-                log.exception("The schedule %s could not be decided on; it is looked at again at its next moment.", name)
+                events.SCHEDULE_UNDECIDED(trace_of=True, schedule=name)
                 if (schedule := self._known.get(name)) is not None:
                     self._arm(schedule)
 

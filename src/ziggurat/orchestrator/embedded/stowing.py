@@ -7,7 +7,6 @@ waits: nothing is recorded that refers to an object which is not there yet.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 
 from msgspec import Raw
@@ -18,8 +17,7 @@ from ziggurat.errors import ArtifactsUnreachable, ZigguratError
 from ziggurat.orchestrator.embedded.resident import Resident
 from ziggurat.orchestrator.embedded.steps import Finished
 from ziggurat.records import Progress
-
-log = logging.getLogger("ziggurat.orchestrator")
+from ziggurat.telemetry import events
 
 #: Pauses in seconds between tries while the store cannot be used; after the last the run is parked.
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -75,7 +73,7 @@ class Stowing:
                         resident.storing = False
                         self._park(resident, str(error))
                     return
-                log.warning("What the run %s hands on cannot be stored now and will be tried again: %s", resident.run.id, error)
+                events.HAND_ON_WAITS(run=resident.run.id, error=error)
                 await asyncio.sleep(pause)
         resident.writes -= 1
         if resident.execution is execution and execution is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -20,8 +19,7 @@ from ziggurat.orchestrator.temporal.program import Surroundings
 from ziggurat.orchestrator.temporal.relay import Relay
 from ziggurat.orchestrator.temporal.runner import AnyWorkflow, MachineRunner
 from ziggurat.orchestrator.temporal.wire import task_queue
-
-log = logging.getLogger("ziggurat.orchestrator")
+from ziggurat.telemetry import events
 
 
 class Hosting:
@@ -84,4 +82,4 @@ class Hosting:
 
 def _report(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("A workflow worker failed, and runs are not driven here any more: %s", error)
+        events.WORKFLOW_WORKER_FAILED(error=error)

@@ -14,7 +14,6 @@ spent budget follows from the history, so the machine holds the run until the si
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -55,8 +54,7 @@ from ziggurat.orchestrator.temporal.telling import attempt_fields, child_fields,
 from ziggurat.orchestrator.temporal.verdict import completed_outcome, failed_outcome, judge
 from ziggurat.orchestrator.temporal.wire import Held, Origin
 from ziggurat.records import ErrorInfo, Event, Message, Run, StepView
-
-log = logging.getLogger("ziggurat.orchestrator")
+from ziggurat.telemetry import events
 
 
 class Machine:
@@ -102,7 +100,7 @@ class Machine:
         except Parked as parked:
             _fail(completion, str(parked), wire.PARKED)
         except Exception as error:
-            log.exception("The run %s could not be driven.", self._id)
+            events.RUN_LEFT(trace_of=True, run=self._id)
             _fail(completion, f"{type(error).__name__}: {error}", type(error).__name__)
         return completion
 

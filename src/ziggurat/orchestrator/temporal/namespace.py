@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
@@ -12,8 +10,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from ziggurat.orchestrator.temporal.wire import SEARCH_ATTRIBUTES
 from ziggurat.queues.temporal_link import UNREACHABLE, LinkOptions, unreachable
-
-log = logging.getLogger("ziggurat.orchestrator")
+from ziggurat.telemetry import events
 
 _TYPES = {
     "Keyword": IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD,
@@ -46,9 +43,6 @@ async def make_searchable(client: Client, link: LinkOptions) -> bool:
             return True  # Another process made them at the same moment.
         if error.status in UNREACHABLE - {RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED}:
             raise unreachable(link, error) from error
-        log.warning(
-            "The namespace %s has no search attributes %s and does not let us make them (%s), so lists filter by tag and tenant slowly "
-            "and Temporal's own search does not know them; create them by hand.",
-            link.namespace, ", ".join(f"{name} ({type_})" for name, type_ in SEARCH_ATTRIBUTES.items()), error.message,
-        )  # fmt: skip
+        attributes = ", ".join(f"{name} ({type_})" for name, type_ in SEARCH_ATTRIBUTES.items())
+        events.NO_SEARCH_ATTRIBUTES(namespace=link.namespace, attributes=attributes, error=error.message)
         return False

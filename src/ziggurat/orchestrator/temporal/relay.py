@@ -25,7 +25,6 @@ When one dies, its heartbeats end and the dispatch runs again elsewhere, where i
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,8 +43,7 @@ from ziggurat.queues.interface import Queue
 from ziggurat.queues.temporal_hand import failure_of
 from ziggurat.queues.temporal_link import UNREACHABLE
 from ziggurat.records import Message, Outcome, encode, outcome_of
-
-log = logging.getLogger("ziggurat.orchestrator")
+from ziggurat.telemetry import events
 
 #: Outcomes taken at a time, and the seconds between two tries at a queue or a server that does not answer.
 _BATCH, _RETRY = 256, 1.0
@@ -121,10 +119,10 @@ class Relay:
                     if len(settled) < len(outcomes):
                         await asyncio.sleep(_RETRY)
             except LayerUnreachable as error:
-                log.warning("The queue gives no outcomes now and will be asked again: %s", error)
+                events.NO_OUTCOMES(error=error)
                 await asyncio.sleep(_RETRY)
             except Exception:
-                log.exception("Outcomes could not be brought back; trying again.")
+                events.RELAY_FAILED(trace_of=True)
                 await asyncio.sleep(_RETRY)
 
     async def _complete(self, outcome: Outcome) -> bool:
@@ -138,12 +136,10 @@ class Relay:
                 await handle.fail(failure_of(outcome))
         except RPCError as error:
             if error.status in UNREACHABLE:
-                log.warning(
-                    "The Temporal server did not take the outcome of %s and will be asked again: %s", outcome.message, error
-                )
+                events.TEMPORAL_BUSY(message=outcome.message, error=error)
                 return False
             if error.status != RPCStatusCode.NOT_FOUND:
-                log.error("The Temporal server refuses the outcome of %s: %s", outcome.message, error)
+                events.TEMPORAL_REFUSES(what="outcome", message=outcome.message, error=error)
         self._out.pop(outcome.message, None)
         return True
 
@@ -158,9 +154,9 @@ class Relay:
             try:
                 await self._look()
             except LayerUnreachable as error:
-                log.warning("The queue cannot be looked through now: %s", error)
+                events.SWEEP_FAILED(error=error)
             except Exception:
-                log.exception("What is on the queue could not be looked after; trying again.")
+                events.UPKEEP_BROKE(trace_of=True)
 
     async def _look(self) -> None:
         out = list(self._out.values())
@@ -175,7 +171,7 @@ class Relay:
         handle = self._handle(out)
         try:
             if lost:
-                log.warning("The queue has lost the message %s; it is sent again.", out.message)
+                events.MESSAGES_LOST(messages=1)
                 self._out.pop(out.message, None)
                 await handle.fail(ApplicationError("The queue has lost the message.", type="ziggurat.Lost"))
             else:
@@ -191,7 +187,7 @@ class Relay:
             if error.status == RPCStatusCode.NOT_FOUND:
                 await self._let_go(out)
             elif error.status not in UNREACHABLE:
-                log.error("The Temporal server refuses the heartbeat of %s: %s", out.message, error)
+                events.TEMPORAL_REFUSES(what="heartbeat", message=out.message, error=error)
 
     async def _let_go(self, out: Out) -> None:
         """Forget an attempt that Temporal does not know as running: its run has ended, or it is between two dispatches."""
