@@ -42,6 +42,7 @@ from ziggurat.orchestrator.temporal.options import TemporalOptions
 from ziggurat.orchestrator.temporal.program import Surroundings
 from ziggurat.orchestrator.temporal.reading import Reader
 from ziggurat.orchestrator.temporal.relay import Relay
+from ziggurat.orchestrator.temporal.schedules import TemporalSchedules
 from ziggurat.orchestrator.temporal.surgery import Surgery
 from ziggurat.orchestrator.temporal.telling import new_run_record
 from ziggurat.orchestrator.temporal.views import look_at_steps, with_live_status
@@ -110,6 +111,9 @@ class TemporalOrchestrator(Orchestrator):
         )
         self._place = place
         self._surgery = Surgery(client, self.link, self._reader, self.registry, place, self.clock, self.payloads)
+        self.schedules = TemporalSchedules(
+            client, self.link, self.registry, self.clock, self.payloads, self.start, searchable=self.searchable
+        )
         if not self._drive:
             return
         guard.install()

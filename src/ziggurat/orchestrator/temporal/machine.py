@@ -161,7 +161,10 @@ class Machine:
     def _initialize(self, init: InitializeWorkflow, replaying: bool) -> None:
         second = wire.nth(init.arguments, 1)
         origin = self.origin = wire.read_payload(second, Origin) if second is not None else Origin()
-        self.run = new_run_record(self._id, self._type, wire.raw_of(wire.nth(init.arguments, 0)), origin, self._now)
+        about = wire.with_moment(origin.about, init.search_attributes.indexed_fields)
+        if about is not origin.about:
+            origin = self.origin = replace(origin, about=about)
+        self.run = new_run_record(self._id, self._type, self._arguments(init, about), origin, self._now)
         if init.HasField("parent_workflow_info") and not self.run.parent:
             self.run = replace(self.run, parent=init.parent_workflow_info.workflow_id)
         self._told_state, self._told_cost = origin.state, origin.carried.cost_usd
@@ -192,6 +195,15 @@ class Machine:
         self._take_over(kept, self._program)
         self._program.replaying = replaying
         self._harvest()
+
+    def _arguments(self, init: InitializeWorkflow, about: wire.About) -> Raw:
+        given = wire.raw_of(wire.nth(init.arguments, 0))
+        if not about.sealed_for or not is_sealed(given):
+            return given
+        try:
+            return Raw(self._around.payloads.rebind(given, about.sealed_for, self._id))
+        except ZigguratError as error:
+            raise Parked(str(error)) from error
 
     def _take_over(self, kept: list[Event], program: Program) -> None:
         """Apply the recorded events that the run starts from, then note where they came from."""

@@ -260,7 +260,9 @@ def run_record(reading: Reading) -> Run:
     reader.flush()
     info = description.workflow_execution_info
     started = info.start_time.ToNanoseconds() / 1e9
-    run = new_run_record(info.execution.workflow_id, info.type.name, reader.payload, reader.origin, started)
+    about = wire.with_moment(reader.origin.about, info.search_attributes.indexed_fields)
+    origin = replace(reader.origin, about=about)
+    run = new_run_record(info.execution.workflow_id, info.type.name, reader.payload, origin, started)
     if not run.parent and info.parent_execution.workflow_id:
         run = replace(run, parent=info.parent_execution.workflow_id)
     usage = reader.origin.carried
@@ -290,7 +292,13 @@ def _live(run: Run, reading: Reading) -> Run:
     if held.status:
         return replace(run, status=held.status, reason=held.reason)
     reader, description = reading.translator, reading.description
-    if _is_busy(description) or description.HasField("pending_workflow_task") or reader.open_retries or not reading.last_good:
+    if (
+        _is_busy(description)
+        or description.HasField("pending_workflow_task")
+        or reader.open_retries
+        or reader.starting
+        or not reading.last_good
+    ):
         return run
     wake = min(reader.open_timers.values(), default=None)
     parts: list[str] = []
@@ -323,6 +331,7 @@ def listed_run(info: Any) -> Run:
     """Return the record of a run from what a list says of it: without payload, result and usage, but with its cost."""
     memo = info.memo.fields
     about = wire.read_payload(memo[wire.ABOUT_KEY], About) if wire.ABOUT_KEY in memo else About()
+    about = wire.with_moment(about, info.search_attributes.indexed_fields)
     held = wire.read_payload(memo[wire.HELD_KEY], Held) if wire.HELD_KEY in memo else Held()
     started = info.start_time.ToNanoseconds() / 1e9
     cost = info.search_attributes.indexed_fields.get(wire.SEARCH_COST)

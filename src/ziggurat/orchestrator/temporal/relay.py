@@ -32,7 +32,7 @@ import msgspec
 from msgspec import Struct
 from temporalio import activity
 from temporalio.api.common.v1 import Payload
-from temporalio.client import AsyncActivityCancelledError, AsyncActivityHandle, Client
+from temporalio.client import AsyncActivityCancelledError, AsyncActivityHandle, Client, WorkflowExecutionStatus
 from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
@@ -193,7 +193,10 @@ class Relay:
         """Forget an attempt that Temporal does not know as running: its run has ended, or it is between two dispatches."""
         try:
             found = await self._client.get_workflow_handle(out.run, run_id=out.execution or None).describe()
-            pending = any(a.activity_id == out.activity for a in found.raw_description.pending_activities)
+            # An ended run still lists what it had under way.
+            pending = found.status == WorkflowExecutionStatus.RUNNING and any(
+                a.activity_id == out.activity for a in found.raw_description.pending_activities
+            )
         except RPCError as error:
             pending = error.status != RPCStatusCode.NOT_FOUND
         if not pending:

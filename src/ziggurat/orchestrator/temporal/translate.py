@@ -45,6 +45,8 @@ class Translator:
         self._attempts: dict[int, tuple[Message, StepInfo]] = {}
         self._children: dict[int, tuple[int, str, str]] = {}
         self._cancelled: set[int] = set()
+        #: Child runs that were asked for and have not started yet, by the event that asked.
+        self.starting: set[int] = set()
         self._cancelled_children: set[str] = set()
         #: Steps under way: attempts by the event that scheduled them, timers and children by their number.
         self.open_timers: dict[int, float] = {}
@@ -225,7 +227,11 @@ class Translator:
         given = event.start_child_workflow_execution_initiated_event_attributes
         second = wire.nth(given.input, 1)
         step = wire.read_payload(second, Origin).about.parent_step if second is not None else 0
+        self.starting.add(event.event_id)
         self._children[event.event_id] = step, given.workflow_id, given.workflow_type.name
+
+    def _child_started(self, event: HistoryEvent, at: float) -> None:
+        self.starting.discard(event.child_workflow_execution_started_event_attributes.initiated_event_id)
 
     def _child_cancelled(self, event: HistoryEvent, at: float) -> None:
         given = event.request_cancel_external_workflow_execution_initiated_event_attributes
@@ -233,6 +239,7 @@ class Translator:
 
     def _child_refused(self, event: HistoryEvent, at: float) -> None:
         given = event.start_child_workflow_execution_failed_event_attributes
+        self.starting.discard(given.initiated_event_id)
         step, child, name = self._children.pop(given.initiated_event_id, (0, "", ""))
         if child not in self._cancelled_children:
             text = f"The child run of {name!r} was not started: the id {child!r} belongs to another run."
@@ -338,6 +345,7 @@ _READERS: dict[int, Any] = {
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED: Translator._cancel,
     EventType.EVENT_TYPE_START_CHILD_WORKFLOW_EXECUTION_INITIATED: Translator._child_asked,
     EventType.EVENT_TYPE_START_CHILD_WORKFLOW_EXECUTION_FAILED: Translator._child_refused,
+    EventType.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_STARTED: Translator._child_started,
     EventType.EVENT_TYPE_REQUEST_CANCEL_EXTERNAL_WORKFLOW_EXECUTION_INITIATED: Translator._child_cancelled,
     EventType.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_COMPLETED: Translator._child_ended,
     EventType.EVENT_TYPE_CHILD_WORKFLOW_EXECUTION_FAILED: Translator._child_ended,

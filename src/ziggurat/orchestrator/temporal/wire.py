@@ -24,6 +24,10 @@ PAUSE, RESUME = "ziggurat.pause", "ziggurat.resume"
 STEPS, STATE, POSITION = "ziggurat.steps", "state", "ziggurat.position"
 #: Keys of a run's memo: what is known from its start, what it said of itself, and whether it is held.
 ABOUT_KEY, STATE_KEY, HELD_KEY = "ziggurat", "ziggurat.state", "ziggurat.held"
+#: The key under which a run, and the schedule that starts it, hold our record of the schedule.
+SCHEDULE_KEY = "ziggurat.schedule"
+#: Where Temporal writes the moment for which a schedule started a run.
+MOMENT_ATTRIBUTE = "TemporalScheduledStartTime"
 #: Metadata of a result's payload: what the run consumed, so that its parent and `get` learn of it without reading its history.
 USAGE_METADATA = "ziggurat-usage"
 #: The type of a workflow task's failure that parks a run.
@@ -57,6 +61,8 @@ class About(Struct, frozen=True, omit_defaults=True, kw_only=True):
     forked_from: str = ""
     #: What chance is seeded with, where it is not the id.
     seed: str = ""
+    #: What the arguments are sealed for, where it is not the run: a schedule gives the same to all of its runs.
+    sealed_for: str = ""
 
 
 class Origin(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -157,6 +163,14 @@ def usage_in(payload: Payload | None) -> Usage:
     """Return what a result's payload says that its run consumed."""
     data = payload.metadata.get(USAGE_METADATA) if payload is not None else None
     return msgspec.json.decode(data, type=Usage) if data else Usage()
+
+
+def with_moment(about: About, attributes: Any) -> About:
+    """Return what is known of a run with the tag that names the moment for which a schedule started it, if one did."""
+    moment = attributes.get(MOMENT_ATTRIBUTE)
+    if moment is None:
+        return about
+    return msgspec.structs.replace(about, tags={**about.tags, "scheduled_at": msgspec.json.decode(moment.data, type=str)})
 
 
 def task_queue(prefix: str, queue: str, region: str = "") -> str:
