@@ -21,7 +21,7 @@ from temporalio import activity
 from temporalio.api.common.v1 import Payload
 from temporalio.client import Client
 from temporalio.common import RawValue
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.worker import Worker
 
 from ziggurat.records import Delivery, ErrorInfo, Message, Outcome, encode, outcome_of
@@ -206,6 +206,7 @@ class Hand:
             reason or "The worker hands the attempt back.",
             type=RETURNED,
             next_retry_delay=timedelta(seconds=max(delay, 0.001)),
+            category=ApplicationErrorCategory.BENIGN,
         )
 
 
@@ -220,7 +221,14 @@ def _value(record: Struct) -> RawValue:
 def failure_of(outcome: Outcome) -> ApplicationError:
     """Return a failed outcome as an activity's failure, with the outcome as its detail. Another attempt is the run's decision."""
     error = outcome.error or ErrorInfo(type="Exception", message=f"The attempt ended as {outcome.status}.")
-    return ApplicationError(error.message, _value(outcome), type=error.type, non_retryable=True)
+    # Benign to the SDK, which would log every failure with a traceback of its own; what matters is logged where it is decided.
+    return ApplicationError(
+        error.message,
+        _value(outcome),
+        type=error.type,
+        non_retryable=True,
+        category=ApplicationErrorCategory.BENIGN,
+    )
 
 
 def dead(message: Message, reason: str) -> ApplicationError:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from ziggurat.errors import UnknownName
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.program.registry import Registry
 from ziggurat.records import Run, RunEvent, StartRequest
@@ -93,7 +94,10 @@ class OrchestratorHarness(ABC):
         """Wait until a run has a status, and return it."""
 
         async def has() -> bool:
-            return (await self.orchestrator.get(run)).status == status
+            try:
+                return (await self.orchestrator.get(run)).status == status
+            except UnknownName:  # A child run that its parent is about to start.
+                return False
 
         await self.until(has)
         return await self.orchestrator.get(run)

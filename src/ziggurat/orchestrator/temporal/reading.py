@@ -292,13 +292,8 @@ def _live(run: Run, reading: Reading) -> Run:
     if held.status:
         return replace(run, status=held.status, reason=held.reason)
     reader, description = reading.translator, reading.description
-    if (
-        _is_busy(description)
-        or description.HasField("pending_workflow_task")
-        or reader.open_retries
-        or reader.starting
-        or not reading.last_good
-    ):
+    begins = description.HasField("pending_workflow_task") or not reading.last_good
+    if begins or _is_busy(description) or reader.open_retries or reader.starting:
         return run
     wake = min(reader.open_timers.values(), default=None)
     parts: list[str] = []
