@@ -7,9 +7,9 @@ the queue takes them, and history is the truth in the meantime.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable
-from itertools import islice
 
 from msgspec import Raw
 from msgspec.structs import replace
@@ -18,12 +18,13 @@ from ziggurat.artifacts import INLINE, Payloads
 from ziggurat.clock import Clock
 from ziggurat.errors import LayerUnreachable, Overloaded, PayloadTooLarge
 from ziggurat.orchestrator.embedded.carrying import Carrier
+from ziggurat.orchestrator.embedded.outbox import Outbox
 from ziggurat.orchestrator.embedded.steps import Step
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.orchestrator.tracing import carried
 from ziggurat.program.failures import describe
 from ziggurat.queues.interface import Queue
-from ziggurat.records import PRIORITY_NORMAL, Allowance, Concurrency, Lane, Message, Outcome, Rate, Run, message_id
+from ziggurat.records import PRIORITY_NORMAL, Allowance, Concurrency, Lane, Message, Outcome, Rate, Run, message_id, outcome_of
 from ziggurat.telemetry import events
 from ziggurat.telemetry.catalogue import DISPATCH_SECONDS, IN_FLIGHT, OUTBOX, OUTCOMES, QUEUE_SENT, RESENT
 
@@ -31,6 +32,8 @@ from ziggurat.telemetry.catalogue import DISPATCH_SECONDS, IN_FLIGHT, OUTBOX, OU
 _BATCH = 512
 #: Seconds between tries while the queue cannot be used.
 _RETRY = 0.5
+#: Seconds between two complaints about full lanes.
+_TELL_AGAIN = 60.0
 
 
 class Dispatcher:
@@ -61,8 +64,10 @@ class Dispatcher:
         self._carrier = Carrier(payloads, write, self._post, take)
         self._resend = resend
         self._sweep, self._sweep_age = sweep, sweep_age
-        #: What the queue does not have yet, by message id, in the order in which it is sent.
-        self._outbox: dict[str, Message] = {}
+        self._outbox = Outbox()
+        #: What the lane that refused last said, and when that was told.
+        self._full: Overloaded | None = None
+        self._told_full = float("-inf")
         self._cancels: set[str] = set()
         self._acks: list[Outcome] = []
         #: Messages that are out, by id: (run, when sent).
@@ -106,13 +111,13 @@ class Dispatcher:
         self.in_flight[message.id] = (run.id, message.sent_at)
         sealed = self._carrier.sealed(message, step.requested)
         if sealed is not None:
-            self._outbox[sealed.id] = sealed
+            self._outbox.put(sealed)
             self._wake.set()
 
     def _post(self, message: Message) -> None:
         """Send a message whose arguments are stored, unless it was taken back meanwhile."""
         if message.id in self.in_flight:
-            self._outbox[message.id] = message
+            self._outbox.put(message)
             self._wake.set()
 
     def cancel(self, run: Run, step: Step) -> None:
@@ -127,7 +132,7 @@ class Dispatcher:
         self.in_flight.pop(outcome.message, None)
         # After a restart a message may still wait here to be sent again while its outcome arrives from the queue. Sent after the
         # outcome is forgotten, it would be new to the queue, and a recorded step would run again.
-        self._outbox.pop(outcome.message, None)
+        self._outbox.drop(outcome.message)
         self._acks.append(outcome)
         self._wake.set()
 
@@ -163,67 +168,71 @@ class Dispatcher:
             self._wake.clear()
             try:
                 while self._outbox or self._cancels or self._acks:
-                    await self._hand_over_once()
-            except (LayerUnreachable, Overloaded) as error:
+                    if not await self._hand_over_once():
+                        await self._wait_for_room()
+                        break
+            except LayerUnreachable as error:
                 if self._closing:
                     return
                 events.SEND_REFUSED(error=error)
                 await asyncio.sleep(_RETRY)
                 self._wake.set()
-            except PayloadTooLarge:
-                await self._refuse_too_large()
-                self._wake.set()
             except Exception:
                 events.SEND_FAILED(trace_of=True)
                 await asyncio.sleep(_RETRY)
                 self._wake.set()
-            if self._closing and not (self._outbox or self._cancels or self._acks):
+            if self._closing and (self._full or not (self._outbox or self._cancels or self._acks)):
                 return
 
-    async def _refuse_too_large(self) -> None:
-        """Send what gathered one by one. A message that the queue cannot carry fails its step, and holds up no other."""
-        for message in list(islice(self._outbox.values(), _BATCH)):
-            try:
-                await self.queue.send([message])
-            except PayloadTooLarge as error:
-                self._outbox.pop(message.id, None)
-                info = replace(describe(error), retryable=False)
-                self._carrier.take(
-                    [
-                        Outcome(
-                            message=message.id,
-                            task=message.task,
-                            status="failed",
-                            run=message.run,
-                            generation=message.generation,
-                            step=message.step,
-                            attempt=message.attempt,
-                            error=info,
-                        )
-                    ]
-                )
-            except (LayerUnreachable, Overloaded):
-                return
-
-    async def _hand_over_once(self) -> None:
+    async def _hand_over_once(self) -> bool:
+        """Hand over what the queue takes now. Returns False if it is messages on full lanes that are left, and only those."""
         # What is handed over stays here until the queue has it: a failure leaves it for the next try.
         cancels = set(self._cancels)
         if cancels:
             for id_ in cancels:
-                self._outbox.pop(id_, None)
+                self._outbox.drop(id_)
             await self.queue.cancel(cancels)
             self._cancels -= cancels
-        messages = list(islice(self._outbox.values(), _BATCH))
-        if messages:
-            await self.queue.send(messages)
-            for message in messages:
-                if self._outbox.get(message.id) is message:
-                    del self._outbox[message.id]
-            self._sent(messages)
+        progress, self._full = bool(cancels), None
+        for messages in self._outbox.batches(_BATCH):
+            progress |= await self._send(messages)
         acks = self._acks[:_BATCH]
         if acks:
             await self.queue.ack_outcomes(acks)
             del self._acks[: len(acks)]
+        return progress or bool(acks) or not self._full
+
+    async def _send(self, messages: list[Message]) -> bool:
+        """Send messages; returns whether anything was taken. One that the queue cannot carry fails its step and holds up no other."""
+        try:
+            await self.queue.send(messages)
+        except Overloaded as error:
+            self._full = error
+            before = len(messages)
+            self._outbox.refused(messages)
+            return before > 1  # A smaller batch, or another lane, may still be taken.
+        except PayloadTooLarge as error:
+            if len(messages) > 1:
+                return any([await self._send([message]) for message in messages])
+            self._outbox.drop(messages[0].id)
+            refused = replace(describe(error), retryable=False)
+            self._carrier.take([outcome_of(messages[0], "failed", error=refused)])
+            return True
+        self._outbox.taken(messages, _BATCH)
+        self._sent(messages)
+        return True
+
+    async def _wait_for_room(self) -> None:
+        """Wait until something happened that may have made room on a full lane: an outcome came, or some time went by."""
+        if self._closing:
+            return
+        now = self.clock.monotonic()
+        if self._full is not None and now - self._told_full >= _TELL_AGAIN:
+            self._told_full = now
+            events.SEND_REFUSED(error=self._full)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), _RETRY)
+        self._wake.set()
 
     def _sent(self, messages: list[Message]) -> None:
         """Count messages that the queue took."""
@@ -243,13 +252,15 @@ class Dispatcher:
                 for status, number in Counter(outcome.status for outcome in outcomes).items():
                     OUTCOMES.labels(status).inc(number)
                 self._carrier.take(outcomes)
+                if self._full is not None:
+                    self._wake.set()
 
     async def _sweep_lost(self) -> None:
         """Ask the queue for messages that have been out for long: it may lose everything, and its loss is made good here."""
         while True:
             await asyncio.sleep(self._sweep)
             horizon = self.clock.time() - self._sweep_age
-            waiting = self._outbox.keys() | self._carrier.storing
+            waiting = self._outbox.ids() | self._carrier.storing
             old = [id_ for id_, (_, sent) in self.in_flight.items() if sent <= horizon and id_ not in waiting]
             try:
                 for at in range(0, len(old), _BATCH):
