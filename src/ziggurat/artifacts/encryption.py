@@ -1,5 +1,8 @@
 """Encryption of payloads and stored objects: AES-256-GCM (NIST SP 800-38D) under keys that only the environment holds.
 
+What is encrypted names its key as "name:mark"; the mark is 32 bits of a fingerprint. So a key is found again although it was renamed, and
+another key under an old name is told from damage.
+
 No key of the settings encrypts anything itself. Each run has a subkey of its own, HMAC-SHA256(key, "ziggurat payload" and the run's id),
 and each stored object one of its key and a salt. So a payload that is moved to another run cannot be opened there, and the random 96-bit
 nonces of one subkey stay far below the 2**32 that GCM allows, however many steps a system records.
@@ -41,16 +44,30 @@ class Keyring:
 
     def __init__(self, keys: Mapping[str, bytes], use: str = "") -> None:
         self._cipher, self._invalid = _cryptography()
-        self._keys = dict(keys)
-        self.use = use
+        #: By mark: the name and the key.
+        self._keys = {_mark(key): (name, key) for name, key in keys.items()}
+        #: How what is encrypted now names its key; "" while nothing is.
+        self.use = f"{use}:{_mark(keys[use])}" if use else ""
         self._subkeys: dict[tuple[str, bytes], Any] = {}
 
     def __repr__(self) -> str:
-        return f"<Keyring of {', '.join(self._keys) or 'nothing'}, using {self.use or 'none'}>"
+        return f"<Keyring of {', '.join(name for name, _ in self._keys.values()) or 'nothing'}, using {self.use or 'none'}>"
 
-    def holds(self, name: str) -> bool:
-        """Say whether there is a key of that name."""
-        return name in self._keys
+    def check(self, name: str) -> None:
+        """Raise KeyMissing unless the key that a payload or object names is here."""
+        self._key(name)
+
+    def _key(self, name: str) -> bytes:
+        known, _, mark = name.rpartition(":")
+        found = self._keys.get(mark)
+        if found is not None:
+            return found[1]
+        if any(known == other for other, _ in self._keys.values()):
+            raise KeyMissing(
+                f"This was encrypted with another key than the one that [encryption.keys] has as {known!r}; add the old one under a name "
+                "of its own, and set its variable. Nothing is lost meanwhile."
+            )
+        raise no_key(known)
 
     # -- payloads ------------------------------------------------------------------------------------------------
 
@@ -66,14 +83,13 @@ class Keyring:
             data: bytes = self._for_run(name, run).decrypt(sealed[:_NONCE], sealed[_NONCE:], run.encode())
         except (self._invalid, ValueError):
             raise ArtifactCorrupt(
-                f"A payload of the run {run} cannot be opened with the key {name!r}: it was changed, belongs to another run, or that name "
-                "stands for another key than the one it was sealed with. Restore it, or mend [encryption.keys]."
+                f"A payload of the run {run} cannot be opened: it was changed, or belongs to another run. Restore it from a copy."
             ) from None
         return data
 
     def blind(self, text: str) -> str:
         """Return a text's pseudonym under the key in use."""
-        return hmac.digest(self._keys[self.use], b"ziggurat name\0" + text.encode(), "sha256").hex()
+        return hmac.digest(self._key(self.use), b"ziggurat name\0" + text.encode(), "sha256").hex()
 
     def _for_run(self, name: str, run: str) -> Any:
         return self._subkey(name, b"ziggurat payload\0" + run.encode())
@@ -99,8 +115,10 @@ class Keyring:
         """Yield an object's content from its encrypted form. Raises KeyMissing, ArtifactCorrupt; what came before is authentic."""
         source = _Reader(chunks)
         start = source.read(len(_MAGIC) + 1)
-        header = start + source.read((start[-1] if start[:4] == _MAGIC and len(start) == 5 else 0) + _SALT)
-        if start[:4] != _MAGIC or len(header) != 5 + header[4] + _SALT:
+        if len(start) != len(_MAGIC) + 1 or start[:-1] != _MAGIC:
+            raise _broken(key)
+        header = start + source.read(start[-1] + _SALT)
+        if len(header) != len(start) + start[-1] + _SALT:
             raise _broken(key)
         name = header[5:-_SALT].decode(errors="replace")
         cipher = self._for_object(name, key, header[-_SALT:])
@@ -123,16 +141,23 @@ class Keyring:
         known = self._subkeys.get((name, context))
         if known is not None:
             return known
-        key = self._keys.get(name)
-        if key is None:
-            raise KeyMissing(
-                f"The key {name!r}, with which this was encrypted, is not in [encryption.keys]; add it there, and set its variable. "
-                "Nothing is lost meanwhile."
-            )
+        key = self._key(name)
         if len(self._subkeys) >= _SUBKEYS_KEPT:
             self._subkeys.clear()
         made = self._subkeys[name, context] = self._cipher(hmac.digest(key, context, "sha256"))
         return made
+
+
+def no_key(name: str) -> KeyMissing:
+    """Return the error for a key that is not here."""
+    return KeyMissing(
+        f"This was encrypted with the key {name!r}, which is not in [encryption.keys]; add it there, and set its variable. Nothing is lost "
+        "meanwhile."
+    )
+
+
+def _mark(key: bytes) -> str:
+    return hmac.digest(key, b"ziggurat mark", "sha256")[:4].hex()
 
 
 def read_key(text: str, what: str) -> bytes:

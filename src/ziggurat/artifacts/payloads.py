@@ -19,7 +19,7 @@ What travels is the JSON itself, unchanged, while it is small and no key is in u
 is an envelope, which is JSON too and begins with `{"$ziggurat":1`:
 
     {"$ziggurat":1,"stored":KEY,"size":N,"sha256":HEX,"refs":[KEY…]}    over `inline_limit`: the JSON is the artifact KEY (claim check)
-    {"$ziggurat":1,"key":NAME,"sealed":BASE64,"refs":[KEY…]}            encrypted; inside is the JSON, or an envelope of the kind above
+    {"$ziggurat":1,"key":NAME:MARK,"sealed":BASE64,"refs":[KEY…]}            encrypted; inside is the JSON, or an envelope of the kind above
     {"$ziggurat":1,"plain":BASE64,"refs":[KEY…]}                        JSON of the user's that itself begins like an envelope
 
 `refs` name the artifacts that the payload refers to, so that `artifact_keys` finds in any recorded payload what must be kept for it.
@@ -37,10 +37,10 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from ziggurat.artifacts.encryption import Keyring
+from ziggurat.artifacts.encryption import Keyring, no_key
 from ziggurat.artifacts.keys import artifact_keys, is_key
 from ziggurat.artifacts.library import Library
-from ziggurat.errors import ArtifactCorrupt, ConfigurationError, KeyMissing
+from ziggurat.errors import ArtifactCorrupt, ConfigurationError
 
 #: Payloads above this many bytes are stored, where nothing else is set. Under the limits of all brokers: SQS had 256 KiB until 2025.
 INLINE_LIMIT = 128 * 1024
@@ -60,7 +60,7 @@ class Envelope(Struct, frozen=True, omit_defaults=True, rename={"version": "$zig
     stored: str = ""
     size: int = 0
     sha256: str = ""
-    #: The name of the key that it is encrypted with, and the nonce and ciphertext.
+    #: The name and mark of the key that it is encrypted with, and the nonce and ciphertext.
     key: str = ""
     sealed: bytes = b""
     #: True if what is sealed is the envelope of a stored payload.
@@ -201,8 +201,10 @@ class Payloads:
         """Raise KeyMissing if a payload is encrypted with a key that is not known here."""
         if is_sealed(data):
             name = _read(data).key
-            if name and (self._keyring is None or not self._keyring.holds(name)):
-                raise _no_key(name)
+            if name and self._keyring is None:
+                raise no_key(name.rpartition(":")[0])
+            if name and self._keyring is not None:
+                self._keyring.check(name)
 
     def _unwrap(self, data: Payload, run: str) -> Envelope:
         """Return the envelope without its encryption: `plain` or `stored` is set."""
@@ -214,7 +216,7 @@ class Payloads:
 
     def _decrypt(self, envelope: Envelope, run: str) -> bytes:
         if self._keyring is None:
-            raise _no_key(envelope.key)
+            raise no_key(envelope.key.rpartition(":")[0])
         return self._keyring.open(envelope.key, envelope.sealed, run)
 
     def _stored(self, envelope: Envelope) -> Library:
@@ -242,13 +244,6 @@ def _read(data: Payload) -> Envelope:
             "newer one. Upgrade with: pip install -U ziggurat-agents"
         )
     return envelope
-
-
-def _no_key(name: str) -> KeyMissing:
-    return KeyMissing(
-        f"A payload is encrypted with the key {name!r}, which is not in [encryption.keys]; add it there, and set its variable. Nothing is "
-        "lost meanwhile."
-    )
 
 
 #: For parts that are used by themselves: everything stays inline, nothing is encrypted.

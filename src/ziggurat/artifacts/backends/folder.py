@@ -96,6 +96,7 @@ class FolderStore(ArtifactStore):
             self._make(self.folder)
             beside = self.folder / f"owner.{secrets.token_hex(6)}"
             beside.write_text(owner, encoding="utf-8")
+            beside.chmod(0o600)
             try:
                 os.link(beside, path)  # Unlike a rename, a link fails if somebody was quicker.
                 _sync(self.folder)
@@ -112,7 +113,11 @@ class FolderStore(ArtifactStore):
 
     def _make(self, folder: Path) -> None:
         if not folder.is_dir():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder == self.folder:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+            else:
+                self._make(self.folder)
+            folder.mkdir(mode=0o700, exist_ok=True)
             _sync(folder.parent)
 
     @contextmanager

@@ -8,6 +8,7 @@ AZURE_STORAGE_ACCOUNT_KEY, …) or from the machine's role; see https://developm
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -40,7 +41,7 @@ class ObjectStore(ArtifactStore):
         elif parts.scheme != "memory":
             options = {
                 "retry_config": {"max_retries": _RETRIES, "retry_timeout": _PATIENCE},
-                "client_options": {"timeout": "60 seconds", "connect_timeout": "10 seconds"},
+                "client_options": {"timeout": "60 seconds", "connect_timeout": "10 seconds", "allow_http": _plain_http()},
             }
         try:
             self._store: Any = from_url(url, **options)
@@ -126,6 +127,12 @@ class ObjectStore(ArtifactStore):
         return ArtifactsUnreachable(
             f"The artifact store {self.url} cannot be {verb} now: {_cause(error)}. {remedy}; nothing that was recorded is lost."
         )
+
+
+def _plain_http() -> bool:
+    """Say whether the environment names an endpoint without TLS: whoever does that, as for MinIO on this machine, means it."""
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+    return any(os.environ.get(name, "").startswith("http://") for name in names)
 
 
 def _cause(error: BaseException) -> str:

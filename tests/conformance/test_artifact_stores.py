@@ -1,0 +1,117 @@
+"""The suite of artifact stores, over a local folder, over obstore on a folder and in memory, and over S3 on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ziggurat.artifacts import ArtifactStore
+from ziggurat.artifacts.backends.folder import FolderStore
+from ziggurat.artifacts.backends.objects import ObjectStore
+from ziggurat.errors import ArtifactsUnreachable, ConfigurationError
+from ziggurat.testing.artifact_suite import ArtifactStoreSuite
+
+BUCKET = "artifacts"
+
+
+class TestFolder(ArtifactStoreSuite):
+    """A plain folder."""
+
+    @pytest.fixture(autouse=True)
+    def _place(self, tmp_path: Path) -> None:
+        self.folder = tmp_path / "artifacts"
+
+    def make(self) -> ArtifactStore:
+        return FolderStore(self.folder)
+
+    def test_only_this_user_may_read_it(self, store: ArtifactStore) -> None:
+        store.put("zga_" + "0" * 32, [b"x"])
+        modes = {path.stat().st_mode & 0o077 for path in [self.folder, *self.folder.rglob("*")]}
+        assert modes == {0}
+
+    def test_a_folder_that_cannot_be_made_is_said_in_a_sentence(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        store = FolderStore(tmp_path / "file" / "artifacts")
+        with pytest.raises(ArtifactsUnreachable, match="cannot be written.*Mend the folder"):
+            store.put("zga_" + "0" * 32, [b"x"])
+        assert list(store.list()) == []
+
+
+class TestObjectsInAFolder(ArtifactStoreSuite):
+    """obstore on the local file system."""
+
+    @pytest.fixture(autouse=True)
+    def _place(self, tmp_path: Path) -> None:
+        self.folder = tmp_path / "artifacts"
+
+    def make(self) -> ArtifactStore:
+        return ObjectStore(self.folder.as_uri())
+
+
+class TestObjectsInMemory(ArtifactStoreSuite):
+    """obstore in memory: one store a test, because it is nowhere else."""
+
+    @pytest.fixture(autouse=True)
+    def _place(self) -> None:
+        self.only = ObjectStore("memory:///")
+
+    def make(self) -> ArtifactStore:
+        return self.only
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """S3 on a free port of the loopback interface."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+class TestS3(ArtifactStoreSuite):
+    """S3's protocol over a socket."""
+
+    @pytest.fixture(autouse=True)
+    def _place(self, s3: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+        import boto3
+
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test-secret",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": s3,
+        }.items():
+            monkeypatch.setenv(name, value)
+        client = boto3.client("s3", region_name="us-east-1", endpoint_url=s3)
+        client.create_bucket(Bucket=BUCKET)
+        client.close()
+        self.url = f"s3://{BUCKET}/{abs(hash(request.node.nodeid))}"
+
+    def make(self) -> ArtifactStore:
+        return ObjectStore(self.url)
+
+    def test_a_bucket_that_is_not_there_is_said_without_secrets(self) -> None:
+        store = ObjectStore("s3://no-such-bucket/prefix")
+        with pytest.raises(ArtifactsUnreachable, match="no-such-bucket") as caught:
+            store.put("zga_" + "0" * 32, [b"x"])
+        assert "test-secret" not in str(caught.value)
+
+
+def test_a_url_that_means_nothing_is_a_mistake_of_configuration() -> None:
+    with pytest.raises(ConfigurationError, match="s3://bucket/prefix"):
+        ObjectStore("gopher://bucket")
+
+
+def test_a_store_that_does_not_answer_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ziggurat.artifacts.backends.objects._RETRIES", 0)
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "r", "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ArtifactsUnreachable, match="cannot be read now"):
+        ObjectStore("s3://bucket/prefix").size("zga_" + "0" * 32)
