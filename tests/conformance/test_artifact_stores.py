@@ -34,7 +34,7 @@ class TestFolder(ArtifactStoreSuite):
     def test_a_folder_that_cannot_be_made_is_said_in_a_sentence(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
         store = FolderStore(tmp_path / "file" / "artifacts")
-        with pytest.raises(ArtifactsUnreachable, match="cannot be written.*Mend the folder"):
+        with pytest.raises(ArtifactsUnreachable, match=r"cannot be written.*Mend the folder"):
             store.put("zga_" + "0" * 32, [b"x"])
         assert list(store.list()) == []
 

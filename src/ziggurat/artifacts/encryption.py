@@ -71,16 +71,16 @@ class Keyring:
 
     # -- payloads ------------------------------------------------------------------------------------------------
 
-    def seal(self, data: bytes, run: str) -> bytes:
-        """Return a payload encrypted with the key in use, for one run."""
+    def seal(self, data: bytes, run: str, beside: bytes) -> bytes:
+        """Return a payload encrypted with the key in use, for one run, and bound to what stands beside it in the open."""
         nonce = os.urandom(_NONCE)
-        sealed: bytes = self._for_run(self.use, run).encrypt(nonce, data, run.encode())
+        sealed: bytes = self._for_run(self.use, run).encrypt(nonce, data, beside)
         return nonce + sealed
 
-    def open(self, name: str, sealed: bytes, run: str) -> bytes:
+    def open(self, name: str, sealed: bytes, run: str, beside: bytes) -> bytes:
         """Return what was sealed for that run. Raises KeyMissing, ArtifactCorrupt."""
         try:
-            data: bytes = self._for_run(name, run).decrypt(sealed[:_NONCE], sealed[_NONCE:], run.encode())
+            data: bytes = self._for_run(name, run).decrypt(sealed[:_NONCE], sealed[_NONCE:], beside)
         except (self._invalid, ValueError):
             raise ArtifactCorrupt(
                 f"A payload of the run {run} cannot be opened: it was changed, or belongs to another run. Restore it from a copy."

@@ -52,7 +52,7 @@ _VERSION = 1
 Payload = bytes | Raw
 
 
-class Envelope(Struct, frozen=True, omit_defaults=True, rename={"version": "$ziggurat"}):
+class Envelope(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, rename={"version": "$ziggurat"}):
     """What travels in place of a payload. One of `stored`, `sealed` and `plain` is set."""
 
     version: int
@@ -138,7 +138,8 @@ class Payloads:
     def _encrypt(self, data: bytes, run: str, refs: list[str], *, fetch: bool = False) -> bytes:
         keyring = self._keyring
         assert keyring is not None
-        return _encode(Envelope(_VERSION, key=keyring.use, sealed=keyring.seal(data, run), fetch=fetch, refs=refs))
+        sealed = keyring.seal(data, run, _beside(run, fetch, refs))
+        return _encode(Envelope(_VERSION, key=keyring.use, sealed=sealed, fetch=fetch, refs=refs))
 
     # -- opening -------------------------------------------------------------------------------------------------
 
@@ -217,7 +218,7 @@ class Payloads:
     def _decrypt(self, envelope: Envelope, run: str) -> bytes:
         if self._keyring is None:
             raise no_key(envelope.key.rpartition(":")[0])
-        return self._keyring.open(envelope.key, envelope.sealed, run)
+        return self._keyring.open(envelope.key, envelope.sealed, run, _beside(run, envelope.fetch, envelope.refs))
 
     def _stored(self, envelope: Envelope) -> Library:
         if not is_key(envelope.stored):
@@ -231,10 +232,15 @@ class Payloads:
         return self.library
 
 
+def _beside(run: str, fetch: bool, refs: list[str]) -> bytes:
+    """Return what an encrypted payload is bound to: its run, and what its envelope says in the open."""
+    return _encode((run, fetch, refs))
+
+
 def _read(data: Payload) -> Envelope:
     try:
         envelope = _decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ArtifactCorrupt(
             f"A recorded payload is damaged: its envelope does not hold together ({error}). Restore it."
         ) from error
@@ -243,6 +249,10 @@ def _read(data: Payload) -> Envelope:
             f"A recorded payload has an envelope of version {envelope.version}, and this Ziggurat reads {_VERSION}; it was written by a "
             "newer one. Upgrade with: pip install -U ziggurat-agents"
         )
+    if bool(envelope.stored) + bool(envelope.key and envelope.sealed) + bool(envelope.plain) != 1 or (
+        envelope.fetch and not envelope.refs
+    ):
+        raise ArtifactCorrupt("A recorded payload is damaged: its envelope is empty, or says two things. Restore it from a copy.")
     return envelope
 
 

@@ -1,7 +1,7 @@
 """The conformance suite of artifact stores.
 
-    class TestMyStore(ArtifactStoreSuite):
-        def make(self) -> ArtifactStore: ...    # over the same empty place each time it is called in one test
+class TestMyStore(ArtifactStoreSuite):
+    def make(self) -> ArtifactStore: ...    # over the same empty place each time it is called in one test
 """
 
 from __future__ import annotations
