@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ziggurat.artifacts import INLINE, Keyring, Library, Payloads, artifact_keys, is_sealed, key_for, read_key
 from ziggurat.artifacts.backends.folder import FolderStore
-from ziggurat.artifacts.encryption import CHUNK
+from ziggurat.artifacts.interface import CHUNK
 from ziggurat.errors import (
     ArtifactCorrupt,
     ArtifactMissing,

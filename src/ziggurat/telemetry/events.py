@@ -96,6 +96,7 @@ CALLS_UNREADABLE = LogEvent(
     "What a worker said of the model calls of run {run} cannot be read and is dropped.",
 )
 
+RUN_STALLED = LogEvent("orchestrator.run_stalled", "warning", "The run {run} waits for the artifact store: {error}")
 PAYLOAD_WAITS = LogEvent("orchestrator.payload_waits", "warning", "The payload of {what} waits for the artifact store: {error}")
 HAND_ON_WAITS = LogEvent(
     "orchestrator.hand_on_waits", "warning", "What the run {run} hands on cannot be stored now and will be tried again: {error}"

@@ -24,8 +24,8 @@ from ziggurat.telemetry import events
 
 T = TypeVar("T")
 
-#: Longest pause in seconds between two tries of a store that cannot be used now.
-_LONGEST_PAUSE = 15.0
+#: First and longest pause in seconds between two tries of a store that cannot be used now.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 
 
 class Carrier:
@@ -114,7 +114,7 @@ class Carrier:
         self._take([outcome])
 
     async def _insist(self, move: Callable[[], Awaitable[T]], what: str) -> T:
-        pause = 0.5
+        pause = _FIRST_PAUSE
         while True:
             try:
                 return await move()

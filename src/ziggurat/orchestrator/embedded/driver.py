@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from ziggurat.artifacts import INLINE, Payloads
 from ziggurat.clock import Clock
-from ziggurat.errors import ZigguratError
+from ziggurat.errors import ArtifactsUnreachable, ZigguratError
 from ziggurat.inference.ledger import call_row
 from ziggurat.orchestrator.embedded.dispatch import Dispatcher
 from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Execution, Mismatch, contradiction
@@ -227,7 +227,11 @@ class Driver:
             asyncio.get_running_loop().call_soon(self._evict_oldest)
 
     def _evict_idle(self, residents: Iterable[Resident], limit: int = 1) -> None:
-        idle = (r for r in residents if r.writes == 0 and not r.finishing and not r.paused and self.residents.get(r.run.id) is r)
+        idle = (
+            r
+            for r in residents
+            if r.writes == 0 and not (r.finishing or r.paused or r.stalled) and self.residents.get(r.run.id) is r
+        )
         for resident in list(islice(idle, limit)):
             self.evict(resident)
 
@@ -271,7 +275,7 @@ class Driver:
         current = current_generation(events)
         self.telling.replayed(len(current))
         resident.run = replace(run, usage=total_usage(run.carried, current))
-        if not self._bring_up(resident, current):
+        if not self._bring_up(resident, current) and not resident.stalled:
             return None
         return resident if self.residents.get(run.id) is resident else None
 
@@ -288,11 +292,22 @@ class Driver:
             move()
         except Mismatch as mismatch:
             self.park(resident, contradiction(resident.run, mismatch))
+        except ArtifactsUnreachable as error:
+            execution, resident.execution = resident.execution, None
+            if execution is not None:
+                execution.discard()
+            self.stowing.stall(resident, error, self._again)
         except ZigguratError as error:
             self.park(resident, str(error))
         else:
             return True
         return False
+
+    def _again(self, resident: Resident) -> None:
+        """Build a program anew that had stalled."""
+        if self.residents.get(resident.run.id) is resident:
+            del self.residents[resident.run.id]
+            self.resident(resident.run.id)
 
     def build(self, resident: Resident, events: list[Event]) -> None:
         """Make the execution and replay these events into it. Raises Mismatch, UnknownName, DefinitionError."""

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Raw
 
 from ziggurat.artifacts import INLINE, Payloads
-from ziggurat.errors import ContinueAsNew, InvalidData, NotDurable, TaskError, ZigguratError
+from ziggurat.errors import ArtifactsUnreachable, ContinueAsNew, InvalidData, NotDurable, TaskError, ZigguratError
 from ziggurat.orchestrator.embedded.loop import RunLoop, RunTimer
 from ziggurat.orchestrator.embedded.steps import Finished, Step, StepFuture, StepKind
 from ziggurat.program.context import RunContext, RunInfo, enter_run
@@ -97,6 +97,8 @@ class Execution(RunContext):
         #: Steps that the program has asked for.
         self.asked = 0
         self._random: random.Random | None = None
+        #: Why the program could not be given a payload that it asked for; passes with time.
+        self._unreachable: ArtifactsUnreachable | None = None
         self._suggest_at, self._show = suggest_at, show
         self._main: asyncio.Task[Any] | None = None
         #: Steps that were asked for and then dropped by the program: their late events are no mismatch.
@@ -128,6 +130,8 @@ class Execution(RunContext):
         else:
             return
         self._drain()
+        if self._unreachable is not None:
+            raise self._unreachable
 
     def note(self, event: Event) -> None:
         """Take in an event that only informs, when a history is read again: attempts used up stay used up."""
@@ -407,6 +411,8 @@ class Execution(RunContext):
         try:
             return self._open(data)
         except ZigguratError as error:
+            if isinstance(error, ArtifactsUnreachable):
+                self._unreachable = error
             raise NotDurable(str(error)) from error
 
     def _outlook(self) -> str:

@@ -61,6 +61,8 @@ class Inbox:
             self._take_parked(outcome)
             return
         resident = self.driver.resident(outcome.run)
+        if resident is not None and resident.stalled:
+            return  # It comes again, to a program that knows whether it waits for it.
         step = resident.step(outcome.step) if resident is not None else None
         if (
             resident is None

@@ -25,6 +25,7 @@ class Resident:
         "row_status",
         "row_wake",
         "run",
+        "stalled",
         "storing",
         "writes",
     )
@@ -46,6 +47,8 @@ class Resident:
         self.finishing = False
         #: What the program ended with is being stored; its end waits for that.
         self.storing = False
+        #: The artifact store cannot be used now, and the program needs it: it is built again from the history a little later.
+        self.stalled = False
 
     def knows_signal(self, signal_id: str) -> bool:
         """Say whether a signal of that id has come already."""

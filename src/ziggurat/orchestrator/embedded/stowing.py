@@ -19,6 +19,9 @@ from ziggurat.orchestrator.embedded.steps import Finished
 from ziggurat.records import Progress
 from ziggurat.telemetry import events
 
+#: Seconds after which a program that needed the store is built again.
+STALL = 5.0
+
 #: Pauses in seconds between tries while the store cannot be used; after the last the run is parked.
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 
@@ -59,6 +62,20 @@ class Stowing:
         task = asyncio.get_running_loop().create_task(self._store(resident, data, run, then), name="ziggurat-store")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def stall(self, resident: Resident, error: ArtifactsUnreachable, again: Callable[[Resident], None]) -> None:
+        """Wait until a program that needs the store may be built again: a little later, and when its writes are on the disk."""
+        resident.stalled = True
+        events.RUN_STALLED(run=resident.run.id, error=error)
+        task = asyncio.get_running_loop().create_task(self._stall(resident, again), name="ziggurat-stall")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _stall(self, resident: Resident, again: Callable[[Resident], None]) -> None:
+        await asyncio.sleep(STALL)
+        while resident.writes:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        again(resident)
 
     async def _store(self, resident: Resident, data: bytes, run: str, then: Callable[[bytes], None]) -> None:
         execution = resident.execution
