@@ -71,7 +71,8 @@ class Caller:
     async def until(self, run: str, status: str) -> dict[str, Any]:
         """Wait until a run has a status, and return it."""
         async with asyncio.timeout(PATIENCE):
-            while (found := await self.ok("GET", f"/runs/{run}"))["status"] != status:  # noqa: ASYNC110
+            while (found := await self.ok("GET", f"/runs/{run}"))["status"] != status:
+                assert found["ended_at"] is None, f"it is {found['status']} for good: {found['error']}"
                 await asyncio.sleep(0.01)
         return dict(found)
 

@@ -13,6 +13,7 @@ from ziggurat.doors.api import administration, health, inbox, looks, orders, run
 from ziggurat.doors.api.gate import COOKIE, Gate
 from ziggurat.doors.api.hub import Hub
 from ziggurat.doors.api.problems import RESPONSES, handle_errors
+from ziggurat.doors.api.shapes import Problem
 from ziggurat.doors.api.shield import Shield
 
 PREFIX = "/api/v1"
@@ -66,7 +67,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         document = get_openapi(
             title=app.title, version=app.version, summary=app.summary, openapi_version="3.1.0", routes=app.routes
         )
-        document.setdefault("components", {})["securitySchemes"] = {
+        components = document.setdefault("components", {})
+        shape = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        components["schemas"].update({**shape.pop("$defs"), "Problem": shape})
+        components["securitySchemes"] = {
             "key": {"type": "http", "scheme": "bearer", "description": "An API key, made with `ziggurat keys create`."},
             "login": {
                 "type": "apiKey",

@@ -8,9 +8,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from ziggurat import errors
-from ziggurat.doors.api.shapes import Problem
 
 #: The first class that an error is an instance of decides.
 _STATUSES: tuple[tuple[type[Exception], int], ...] = (
@@ -47,7 +47,8 @@ _TEXTS = {
     503: "A layer cannot be used now.",
 }
 #: For the OpenAPI document: how every route may fail.
-RESPONSES: dict[int | str, dict[str, Any]] = {code: {"model": Problem, "description": text} for code, text in _TEXTS.items()}
+_SHAPE = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+RESPONSES: dict[int | str, dict[str, Any]] = {code: {"content": _SHAPE, "description": text} for code, text in _TEXTS.items()}
 
 
 class Refused(Exception):
@@ -92,10 +93,11 @@ def handle_errors(app: FastAPI) -> None:
             headers["retry-after"] = str(max(1, round(error.retry_after)))
         return problem(error.status, error.kind, str(error), headers)
 
-    async def http(_: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         kind, text = _TITLES.get(error.status_code, ("HttpError", str(error.detail)))
-        return problem(error.status_code, kind, text, dict(error.headers or {}))
+        headers = {"allow": ", ".join(_methods(request))} if error.status_code == 405 else dict(error.headers or {})
+        return problem(error.status_code, kind, text, headers)
 
     async def misfit(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
@@ -106,6 +108,15 @@ def handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, misfit)
+
+
+def _methods(request: Request) -> list[str]:
+    """Return the methods that the path of a request takes: a path may have a route for each."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found)
 
 
 def _misfit(error: RequestValidationError) -> str:
