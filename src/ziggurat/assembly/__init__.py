@@ -10,6 +10,7 @@ from __future__ import annotations
 from ziggurat.assembly.artifacts import build_payloads, build_store, script_library
 from ziggurat.assembly.attaching import Attachment, Mode, StateSeen, attach, look_at_state
 from ziggurat.assembly.backends import LOCAL_QUEUES, build_queue, import_queue
+from ziggurat.assembly.devserver import development_server
 from ziggurat.assembly.endpoints import build_endpoint, build_models
 from ziggurat.assembly.ledgers import ledger_files, recorder
 from ziggurat.assembly.models import script_models, use_models_in_child
@@ -29,6 +30,7 @@ __all__ = [
     "build_payloads",
     "build_queue",
     "build_store",
+    "development_server",
     "import_queue",
     "ledger_files",
     "look_at_state",

@@ -59,8 +59,8 @@ class Attachment:
 
     @property
     def hosted(self) -> bool:
-        """True if this process owns the system."""
-        return self.system is not None
+        """True if this process owns the system, so that no other drives its runs. A Temporal server has no owner."""
+        return self.system is not None and self._settings.orchestrator.backend != "temporal"
 
     @property
     def remote(self) -> bool:

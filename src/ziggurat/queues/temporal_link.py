@@ -5,6 +5,7 @@ Both the orchestrator and the queue on Temporal's own task queues stand on it.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from msgspec import Struct
@@ -99,5 +100,8 @@ def _read(path: Path | None) -> bytes | None:
 
 
 def _short(error: Exception) -> str:
+    told = re.search(r'message: "([^"]+)"', str(error))
+    if told is not None:
+        return told[1][:1].lower() + told[1][1:]
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return text.rstrip(".")[:300]

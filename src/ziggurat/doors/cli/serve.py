@@ -58,16 +58,36 @@ def worker(
     pool: Annotated[list[str] | None, typer.Argument(metavar="POOL", help="Pools to run; all by default.")] = None,
     health_port: HealthPort = None,
     status_fd: Annotated[int | None, typer.Option("--status-fd", hidden=True)] = None,
+    orchestrator: Annotated[
+        bool, typer.Option("--orchestrator", help="Drive runs instead of running tasks; on Temporal any number of processes may.")
+    ] = False,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Run workers only, against a queue that processes share, until SIGTERM.
 
+    With --orchestrator it is a workflow worker: it drives runs on Temporal, and runs no tasks.
+
     Exits with 75 when it drained because it reached its memory ceiling and wants to be started anew.
     """
     from ziggurat.workers.process import ProcessOptions
 
-    raise typer.Exit(work(pool, ProcessOptions(health_port=health_port, status_fd=status_fd), config, as_json))
+    options = ProcessOptions(health_port=health_port, status_fd=status_fd)
+    raise typer.Exit(drive(pool, options, config, as_json) if orchestrator else work(pool, options, config, as_json))
+
+
+def drive(pools: list[str] | None, options: ProcessOptions, config: Path | None, as_json: bool) -> int:
+    """Drive runs until the process is asked to end, and return its exit code."""
+    from ziggurat.assembly import System
+    from ziggurat.errors import ConfigurationError
+    from ziggurat.settings import load_settings
+
+    settings = load_settings(config)
+    if settings.orchestrator.backend != "temporal" or pools:
+        raise ConfigurationError(
+            'worker --orchestrator drives runs on Temporal and runs no pools; set orchestrator.backend to "temporal", and name none.'
+        )
+    return run_hosting(stay(System(settings, pools=()), options, as_json))
 
 
 def work(pools: list[str] | None, options: ProcessOptions, config: Path | None, as_json: bool = False) -> int:

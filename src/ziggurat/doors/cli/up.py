@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -28,6 +29,14 @@ Interval = Annotated[
         "--interval", min=0.1, metavar="SECONDS", help="Seconds between two looks: 0.5 on a terminal, 5 elsewhere, 1 with --json."
     ),
 ]
+OrchestratorName = Annotated[
+    str | None,
+    typer.Option(
+        "--orchestrator",
+        metavar="BACKEND",
+        help="Who keeps the runs, in place of [orchestrator] backend; with temporal a server is started here if none answers.",
+    ),
+]
 
 #: Lines of a worker's output shown at a time, and bytes of it kept before its file is cut.
 LINES_SHOWN, LOG_BYTES = 50, 8 * 1024 * 1024
@@ -39,6 +48,7 @@ def up(
     port: Port = None,
     health_port: HealthPort = None,
     interval: Interval = None,
+    orchestrator: OrchestratorName = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
@@ -48,10 +58,13 @@ def up(
     is written when something changed, and with --json one JSON object for each look. The first Ctrl-C or SIGTERM drains, the second
     hands everything back at once.
     """
-    from ziggurat.assembly import LOCAL_QUEUES, System
+    from ziggurat.assembly import LOCAL_QUEUES, System, development_server
     from ziggurat.settings import load_settings
     from ziggurat.workers.process import ProcessOptions
 
+    if orchestrator is not None:
+        # As a variable, so that worker processes heed it too.
+        os.environ["ZIGGURAT_ORCHESTRATOR__BACKEND"] = orchestrator
     settings = load_settings(config)
     if settings.queue.backend in LOCAL_QUEUES:
         settings = _with_a_shared_queue(settings)
@@ -60,7 +73,14 @@ def up(
     system = System(settings, scale=True, stay=True, output=output)
     serving = api_of(system, host, port) if api else None
     view = _View(system, as_json, live, interval, output)
-    raise typer.Exit(run_hosting(stay(system, ProcessOptions(health_port=health_port), as_json, serving, view)))
+
+    async def everything() -> int:
+        async with development_server(settings) as web:
+            if web:
+                say(f"Temporal runs here for as long as this does; its own Web UI: {web}")
+            return await stay(system, ProcessOptions(health_port=health_port), as_json, serving, view)
+
+    raise typer.Exit(run_hosting(everything()))
 
 
 def _with_a_shared_queue(settings: Settings) -> Settings:

