@@ -35,10 +35,16 @@ class TokenEstimator:
     def __init__(self) -> None:
         self._ratios: dict[str, float] = {}
         self._answers: dict[str, float] = {}
+        #: The prompt that was looked at last, and its tokens by the plain rule: an admission asks several times for one prompt.
+        self._last: tuple[Prompt | None, float] = (None, 0.0)
 
     def prompt(self, prompt: Prompt, upstream: str) -> int:
         """Return about how many tokens the prompt is for the model, at least 1."""
-        return max(1, int(raw_tokens(prompt) * self._ratios.get(upstream, 1.0)))
+        last, raw = self._last
+        if last is not prompt:
+            raw = raw_tokens(prompt)
+            self._last = (prompt, raw)
+        return max(1, int(raw * self._ratios.get(upstream, 1.0)))
 
     def answer(self, size: int, upstream: str) -> int:
         """Return about how many tokens an answer of so many bytes is for the model."""

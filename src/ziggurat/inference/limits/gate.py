@@ -107,14 +107,24 @@ class Gate:
         now = self._clock.monotonic()
         ticket = Ticket(demand, self._rules(demand), now)
         with self._lock:
-            if not self._line and self._may_start(now) and self._draw(ticket, now):
-                self._admit(ticket, now)
-                return ticket
+            refusal: tuple[Take, Taken] | None = None
+            if not self._line and self._may_start(now):
+                if self._draw(ticket, now):
+                    self._admit(ticket, now)
+                    return ticket
+                if not self._keeper.remote and not self._asking:
+                    refusal = self._take_at_once(ticket, now)
+                    if ticket.admitted and ticket.start_at <= now:
+                        return ticket
             ticket.loop = asyncio.get_running_loop()
-            if not self._line:
-                self._unwatch = self._clock.watch(self._moved)
-            self._line.add(ticket)
-        self._pump()
+            if not ticket.admitted:
+                if not self._line:
+                    self._unwatch = self._clock.watch(self._moved)
+                self._line.add(ticket)
+                if refusal is not None:
+                    self._refused(ticket, *refusal, now)
+        if not ticket.admitted:
+            self._pump()
         try:
             while not ticket.admitted or ticket.start_at > self._clock.monotonic():
                 with self._lock:
@@ -229,24 +239,11 @@ class Gate:
             return False
         return self._cool_down.wait(now) <= 0
 
-    def _flows(self, ticket: Ticket) -> list[tuple[str, float, float, float]]:
-        """Return what a call draws upon, as (key, rate, burst, amount)."""
-        found = []
-        for rule in ticket.rules:
-            for what, per_minute, amount in (
-                ("tokens", rule.limits.tokens_per_minute, ticket.demand.tokens),
-                ("requests", rule.limits.requests_per_minute, 1.0),
-            ):
-                if per_minute:
-                    rate = per_minute / 60.0
-                    found.append((f"{rule.key}:{what}", rate, max(1.0, rate * rule.limits.burst), amount))
-        return found
-
     def _draw(self, ticket: Ticket, now: float) -> bool:
         """Pay for a call from what is in hand; says whether that was enough."""
         if not ticket.rules:
             return True
-        flows = self._flows(ticket)
+        flows = ticket.flows
         for key, rate, burst, _ in flows:
             share = self._shares.setdefault(key, Share())
             share.rate, share.burst = rate, burst
@@ -297,7 +294,7 @@ class Gate:
     def _question(self, ticket: Ticket, now: float) -> Take:
         """Return what to ask the store for, so that this call can start."""
         flows: list[Flow] = []
-        for key, rate, burst, amount in self._flows(ticket):
+        for key, rate, burst, amount in ticket.flows:
             share = self._shares[key]
             need = amount - share.in_hand
             if need > 0:
@@ -324,11 +321,7 @@ class Gate:
             for wanted in take.slots:
                 self._slots[wanted.key].contended = taken.contended
             if taken.granted:
-                for flow, amount in zip(take.flows, taken.flows, strict=True):
-                    self._shares[flow.key].in_hand += amount
-                    self._shares[flow.key].touched = now
-                for slots, count in zip(take.slots, taken.slots, strict=True):
-                    self._slots[slots.key].has += count
+                self._received(take, taken, now)
                 # It may have been cancelled meanwhile: then what was taken waits for the next one, or is given back.
                 if self._draw(ticket, now) if self._line.remove(ticket) else False:
                     self._admit(ticket, now + taken.delay)
@@ -337,6 +330,27 @@ class Gate:
                 self._refused(ticket, take, taken, now)
         if self._keeper.remote:
             self._pump()
+
+    def _take_at_once(self, ticket: Ticket, now: float) -> tuple[Take, Taken] | None:
+        """Ask a store of this process without a place in the line, and admit the call; returns a refusal."""
+        take = self._question(ticket, now)
+        answers: list[Answer] = []
+        self._keeper.ask([take], answers.extend)
+        [taken] = answers
+        assert isinstance(taken, Taken)
+        if not taken.granted:
+            return take, taken
+        self._received(take, taken, now)
+        if self._draw(ticket, now):
+            self._admit(ticket, now + taken.delay)
+        return None
+
+    def _received(self, take: Take, taken: Taken, now: float) -> None:
+        for flow, amount in zip(take.flows, taken.flows, strict=True):
+            self._shares[flow.key].in_hand += amount
+            self._shares[flow.key].touched = now
+        for slots, count in zip(take.slots, taken.slots, strict=True):
+            self._slots[slots.key].has += count
 
     def _refused(self, ticket: Ticket, take: Take, taken: Taken, now: float) -> None:
         narrow = any(taken.short.startswith(f"{rule.key}:") for rule in ticket.rules if rule.narrow)

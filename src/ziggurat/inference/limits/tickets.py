@@ -31,17 +31,30 @@ class Rule(Struct, frozen=True):
     #: True if others can go on when this one cannot.
     narrow: bool
 
+    def draws(self, tokens: float) -> list[tuple[str, float, float, float]]:
+        """Return what a call of so many tokens draws upon, as (key, rate, burst, amount)."""
+        limits, found = self.limits, []
+        if limits.tokens_per_minute:
+            rate = limits.tokens_per_minute / 60.0
+            found.append((f"{self.key}:tokens", rate, max(1.0, rate * limits.burst), tokens))
+        if limits.requests_per_minute:
+            rate = limits.requests_per_minute / 60.0
+            found.append((f"{self.key}:requests", rate, max(1.0, rate * limits.burst), 1.0))
+        return found
+
 
 class Ticket:
     """A call at a gate: in the line, then inside."""
 
-    __slots__ = ("admitted", "demand", "future", "loop", "priority", "rules", "since", "start_at", "tenant")
+    __slots__ = ("admitted", "demand", "flows", "future", "loop", "priority", "rules", "since", "start_at", "tenant")
 
     def __init__(self, demand: Demand, rules: tuple[Rule, ...], since: float) -> None:
         self.demand, self.rules, self.since = demand, rules, since
         self.priority = demand.priority
         # Its place in the line: that of those who share all narrow limits with it.
         self.tenant = "\0".join([demand.namespace, *(rule.key for rule in rules if rule.narrow)])
+        #: What it draws upon, as (key, rate, burst, amount).
+        self.flows = [draw for rule in rules for draw in rule.draws(demand.tokens)]
         self.admitted = False
         self.start_at = 0.0
         self.loop: asyncio.AbstractEventLoop | None = None
