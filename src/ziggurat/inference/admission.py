@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-from msgspec.structs import replace
-
 from ziggurat.clock import Clock
 from ziggurat.errors import Overloaded
 from ziggurat.inference.ledger import current_attribution
@@ -57,13 +55,18 @@ class Admission:
                 hold = await self.budgets.reserve(by, caller, step, cost, shaped.model, past_soft=past_soft)
         began, gate = self._clock.monotonic(), route.lane.gate
         demand = Demand(
-            upstream=route.upstream, namespace=by.namespace, priority=caller.priority, key=caller.key, limits=caller.limits
+            tokens=float(self._tokens.likely(shaped, route.upstream)),
+            upstream=route.upstream,
+            namespace=by.namespace,
+            priority=caller.priority,
+            key=caller.key,
+            limits=caller.limits,
         )
-        if gate.counts_tokens(demand):
-            demand = replace(demand, tokens=float(self._tokens.likely(shaped, route.upstream)))
         try:
-            async with asyncio.timeout(caller.patience):
-                ticket = await gate.enter(demand)
+            ticket = gate.ticket(demand)
+            if not ticket.begun:
+                async with asyncio.timeout(caller.patience):
+                    await gate.wait(ticket)
         except BaseException as error:
             self.budgets.settle(hold, 0.0)
             if not isinstance(error, TimeoutError):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import TypeVar
@@ -28,6 +27,7 @@ from ziggurat.errors import ConfigurationError, EndpointFailed, EndpointUnreacha
 from ziggurat.inference import telling
 from ziggurat.inference.admission import Admission, Entry
 from ziggurat.inference.calls import Call
+from ziggurat.inference.identity import new_id
 from ziggurat.inference.interface import Endpoint, Limits, ModelConfig
 from ziggurat.inference.limits.budgets import Baseline, BudgetOptions, Budgets, PastSoft
 from ziggurat.inference.limits.keeper import Keeper
@@ -328,7 +328,7 @@ class Router(ModelCaller):
             billed = replace(billed, cost_usd=billed.cost_usd + rent)
         self.admission.settle(entry, billed.cost_usd + held)
         record = CallRecord(
-            id=uuid.uuid4().hex,
+            id=new_id(),
             model=call.prompt.model,
             endpoint=route.lane.endpoint.name,
             upstream=route.upstream,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -157,8 +156,3 @@ class Exchange:
         """Cut the connection."""
         if self.request.transport is not None:
             self.request.transport.abort()
-
-
-def new_id() -> str:
-    """Return an id that nobody else has."""
-    return os.urandom(12).hex()

@@ -23,10 +23,11 @@ from ziggurat.doors.gateway.callers import ANYBODY, Caller
 from ziggurat.doors.gateway.chat import chat
 from ziggurat.doors.gateway.completions import completions
 from ziggurat.doors.gateway.embeddings import embeddings
-from ziggurat.doors.gateway.exchange import Bounds, Exchange, new_id
+from ziggurat.doors.gateway.exchange import Bounds, Exchange
 from ziggurat.doors.gateway.refusals import Refusal, internal, refusal_of
 from ziggurat.doors.gateway.responses import responses
 from ziggurat.errors import ConfigurationError, LayerUnreachable, ZigguratError
+from ziggurat.inference.identity import new_id
 from ziggurat.inference.interface import is_loopback
 from ziggurat.inference.ledger import day_of
 from ziggurat.inference.limits import caller as limits

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import uuid
 from collections.abc import Callable
 
 from msgspec import Struct
 
 from ziggurat.clock import Clock
 from ziggurat.errors import BudgetExceeded
+from ziggurat.inference.identity import new_id
 from ziggurat.inference.ledger import Attribution, day_of
 from ziggurat.inference.limits.caller import Caller
 from ziggurat.inference.limits.interface import Answer, Held, Hold, Purse, Request, Settle
@@ -105,7 +105,7 @@ class Budgets:
         purses = await self._purses(by, caller, step)
         if not purses:
             return ""
-        hold = Hold(id=uuid.uuid4().hex, purses=purses, most=max(cost.most, cost.likely), likely=cost.likely, past_soft=past_soft)
+        hold = Hold(id=new_id(), purses=purses, most=max(cost.most, cost.likely), likely=cost.likely, past_soft=past_soft)
         asked = False
         try:
             while True:

@@ -104,6 +104,13 @@ class Gate:
 
     async def enter(self, demand: Demand) -> Ticket:
         """Wait until a call may start. Every enter is followed by one `leave`; a cancelled one is not."""
+        ticket = self.ticket(demand)
+        if not ticket.begun:
+            await self.wait(ticket)
+        return ticket
+
+    def ticket(self, demand: Demand) -> Ticket:
+        """Return a call's ticket, begun if the call may start now; one that is not stands in the line and must be waited for at once."""
         now = self._clock.monotonic()
         ticket = Ticket(demand, self._rules(demand), now)
         with self._lock:
@@ -111,12 +118,11 @@ class Gate:
             if not self._line and self._may_start(now):
                 if self._draw(ticket, now):
                     self._admit(ticket, now)
-                    return ticket
-                if not self._keeper.remote and not self._asking:
+                elif not self._keeper.remote and not self._asking:
                     refusal = self._take_at_once(ticket, now)
-                    if ticket.admitted and ticket.start_at <= now:
-                        return ticket
-            ticket.loop = asyncio.get_running_loop()
+            ticket.begun = ticket.admitted and ticket.start_at <= now
+            if not ticket.begun:
+                ticket.loop = asyncio.get_running_loop()
             if not ticket.admitted:
                 if not self._line:
                     self._unwatch = self._clock.watch(self._moved)
@@ -125,6 +131,11 @@ class Gate:
                     self._refused(ticket, *refusal, now)
         if not ticket.admitted:
             self._pump()
+        return ticket
+
+    async def wait(self, ticket: Ticket) -> None:
+        """Wait until a ticket's call may start; a cancelled wait gives the ticket back."""
+        assert ticket.loop is not None
         try:
             while not ticket.admitted or ticket.start_at > self._clock.monotonic():
                 with self._lock:
@@ -144,7 +155,6 @@ class Gate:
             else:
                 self._pump()
             raise
-        return ticket
 
     def leave(self, ticket: Ticket, used: float | None) -> None:
         """End a call: `used` are the tokens it took, None if that is unknown and the reservation stands."""

@@ -46,7 +46,7 @@ class Rule(Struct, frozen=True):
 class Ticket:
     """A call at a gate: in the line, then inside."""
 
-    __slots__ = ("admitted", "demand", "flows", "future", "loop", "priority", "rules", "since", "start_at", "tenant")
+    __slots__ = ("admitted", "begun", "demand", "flows", "future", "loop", "priority", "rules", "since", "start_at", "tenant")
 
     def __init__(self, demand: Demand, rules: tuple[Rule, ...], since: float) -> None:
         self.demand, self.rules, self.since = demand, rules, since
@@ -55,7 +55,8 @@ class Ticket:
         self.tenant = "\0".join([demand.namespace, *(rule.key for rule in rules if rule.narrow)])
         #: What it draws upon, as (key, rate, burst, amount).
         self.flows = [draw for rule in rules for draw in rule.draws(demand.tokens)]
-        self.admitted = False
+        #: The call may start, now or at `start_at`; and it might at once.
+        self.admitted = self.begun = False
         self.start_at = 0.0
         self.loop: asyncio.AbstractEventLoop | None = None
         self.future: asyncio.Future[None] | None = None
