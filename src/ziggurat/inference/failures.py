@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from ziggurat.errors import (
     AuthenticationFailed,
@@ -20,6 +21,7 @@ from ziggurat.errors import (
     RateLimited,
     RequestRejected,
 )
+from ziggurat.inference.interface import Reported
 from ziggurat.inference.wire import ErrorBody, error_body
 
 #: A Retry-After above a day is taken as a day.
@@ -157,6 +159,31 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
         and (wait := _duration(headers.get(f"x-ratelimit-reset-{what}", ""))) is not None
     ]
     return max(resets) if resets else None
+
+
+def reported(headers: Mapping[str, str]) -> Reported | None:
+    """Return what the headers of an answer say of limits, or None.
+
+    `x-ratelimit-{limit,remaining,reset}-{requests,tokens}` (OpenAI, and many who follow it). The headers do not say of what time a limit
+    is: what was used and when it will be back tells. A limit of a day is not taken for one of a minute.
+    """
+    found: dict[str, Any] = {}
+    for what in ("requests", "tokens"):
+        limit = _number(headers.get(f"x-ratelimit-limit-{what}", ""))
+        if limit is None or limit < 1:
+            continue
+        left = _number(headers.get(f"x-ratelimit-remaining-{what}", ""))
+        reset = _duration(headers.get(f"x-ratelimit-reset-{what}", ""))
+        used = limit - left if left is not None else 0.0
+        # Headers round: less than a tenth of a second tells nothing.
+        if used > 0 and reset is not None and reset > 0.1 and reset / used * limit > 2 * _MINUTE:
+            continue
+        found[f"{what}_per_minute"] = int(limit)
+        found[f"{what}_left"] = left
+    return Reported(**found) if found else None
+
+
+_MINUTE = 60.0
 
 
 def _duration(text: str) -> float | None:

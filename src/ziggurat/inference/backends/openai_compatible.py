@@ -22,8 +22,8 @@ import msgspec
 from ziggurat.errors import EndpointFailed, EndpointUnreachable, ModelNotFound, OutputRefused, SettingsError
 from ziggurat.inference import capabilities as table
 from ziggurat.inference import wire
-from ziggurat.inference.failures import Failures
-from ziggurat.inference.interface import Capabilities, Endpoint, EndpointConfig, is_loopback, require_network, shown_url
+from ziggurat.inference.failures import Failures, reported
+from ziggurat.inference.interface import Capabilities, Endpoint, EndpointConfig, Reported, is_loopback, require_network, shown_url
 from ziggurat.inference.sse import Events, EventTooLong
 from ziggurat.records import Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt
 
@@ -76,6 +76,8 @@ class OpenAICompatible(Endpoint):
         self._timeout = aiohttp.ClientTimeout(total=None, connect=config.timeouts.connect)
         self._sessions: dict[asyncio.AbstractEventLoop, _Session] = {}
         self._lock = threading.Lock()
+        #: What was said of the limits of each model since the router last asked.
+        self._said: dict[str, Reported] = {}
 
     def capabilities(self, upstream: str) -> Capabilities:
         return table.of(self._host, upstream)
@@ -173,7 +175,12 @@ class OpenAICompatible(Endpoint):
             if not 200 <= response.status < 300:
                 error = await self._read(response, upstream, cut=True)
                 raise self._failures.of_status(response.status, response.headers, error, upstream, time.time())
+            if upstream and (said := reported(response.headers)) is not None:
+                self._said[upstream] = said
             yield response
+
+    def reported(self, upstream: str) -> Reported | None:
+        return self._said.pop(upstream, None)
 
     async def _open(self, loop: asyncio.AbstractEventLoop) -> _Session:
         session = _Session()

@@ -1,0 +1,62 @@
+"""Many processes under one limit, over real HTTP and a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conformance.redis_servers import REDIS_8, RedisServer, running
+from tests.conftest import missing_service
+from ziggurat.inference.backends.scripted import Reply
+from ziggurat.records import Prompt
+from ziggurat.testing.models import FaultyUpstream
+from ziggurat.testing.provider import ProviderLimits
+
+PROCESSES = 16
+PER_MINUTE = 300_000
+#: Seconds of calling, and of the beginning that is not counted.
+CALLING, SETTLING = 14.0, 3.0
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with running(REDIS_8, missing_service) as server:
+        yield server
+
+
+def words(prompt: Prompt) -> int:
+    return int(str(prompt.messages[0].content))
+
+
+def tokens(prompt: Prompt) -> int:
+    return words(prompt) + 10
+
+
+def answers(prompt: Prompt, asked: int) -> Reply:
+    return Reply(text="w " * words(prompt), first_token=0.05)
+
+
+async def test_sixteen_processes_use_all_of_a_limit_and_no_more_and_meet_hardly_a_429(redis: RedisServer) -> None:
+    provider = ProviderLimits(PER_MINUTE, 3.0, tokens)
+    async with FaultyUpstream(answers, raw=provider) as upstream:
+        options = (upstream.base_url, redis.url, PER_MINUTE, 2.0, CALLING)
+        command = (sys.executable, "-m", "tests.integration.limit_worker", *map(str, options))
+        pipe = asyncio.subprocess.PIPE
+        workers = [await asyncio.create_subprocess_exec(*command, str(n), stdin=pipe, stdout=pipe) for n in range(PROCESSES)]
+        for worker in workers:
+            assert worker.stdout is not None
+            assert await worker.stdout.readline() == b"ready\n"
+        began = time.monotonic()
+        said = [json.loads(out) for out, _ in await asyncio.gather(*(worker.communicate(b"go\n") for worker in workers))]
+    rate = provider.sustained(began + SETTLING, began + CALLING - 0.5)
+    attempts = sum(s["attempts"] for s in said)
+    limited = sum(s["limited"] for s in said)
+    print(rate / provider.rate, attempts, limited, said)
+    assert abs(rate / provider.rate - 1.0) <= 0.01
+    assert limited <= 0.005 * attempts
+    assert sum(s["failed"] for s in said) == 0
