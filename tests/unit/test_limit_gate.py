@@ -41,6 +41,22 @@ class Distant(LimitStore):
         return self.inner.purse(key)
 
 
+class Slow(Distant):
+    """A store whose answers can be held back."""
+
+    def __init__(self, store: LimitStore) -> None:
+        super().__init__(store)
+        self.answer, self.asked = threading.Event(), threading.Event()
+        self.answer.set()
+
+    def run(self, holder: str, requests: Sequence[Request]) -> list[Answer]:
+        answers = super().run(holder, requests)
+        if not self.answer.is_set():
+            self.asked.set()
+            self.answer.wait(10)
+        return answers
+
+
 def gate(clock: FakeClock, store: LimitStore | None = None, *, name: str = "g", tenants: Any = None, **limits: Any) -> Gate:
     keeper = Keeper(store or ProcessStore(clock), clock)
     return Gate(name, Limits(**limits), clock, random.Random(1), keeper, tenants=tenants)
@@ -301,6 +317,23 @@ async def test_a_store_that_is_down_leaves_a_safe_share_and_is_told_later(caplog
         assert "is back" in caplog.text
     finally:
         await asyncio.to_thread(keeper.close)
+
+
+async def test_an_overrun_while_the_store_is_asked_does_not_lose_the_call_that_waits() -> None:
+    clock = FakeClock()
+    store = Slow(ProcessStore(clock))
+    door = gate(clock, store, tokens_per_minute=600)
+    try:
+        first = await asyncio.wait_for(door.enter(want(50)), 10)
+        store.answer.clear()
+        waiting = asyncio.create_task(door.enter(want(10)))
+        await asyncio.to_thread(store.asked.wait, 10)
+        door.leave(first, 70)
+        store.answer.set()
+        await finished(waiting)
+    finally:
+        store.answer.set()
+        await asyncio.to_thread(door._keeper.close)
 
 
 async def test_what_is_in_hand_and_not_used_goes_back() -> None:

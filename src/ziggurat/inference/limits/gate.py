@@ -21,6 +21,7 @@ from functools import partial
 
 from ziggurat.clock import Clock
 from ziggurat.inference.interface import Limits, Reported
+from ziggurat.inference.limits.book import EPSILON
 from ziggurat.inference.limits.interface import Answer, Cool, Flow, Give, Slots, Take, Taken
 from ziggurat.inference.limits.keeper import Keeper
 from ziggurat.inference.limits.line import Line, effective
@@ -257,7 +258,7 @@ class Gate:
         for key, rate, burst, _ in flows:
             share = self._shares.setdefault(key, Share())
             share.rate, share.burst = rate, burst
-        if any(self._shares[key].in_hand < amount for key, _, _, amount in flows):
+        if any(self._shares[key].in_hand < amount - EPSILON * burst for key, _, burst, amount in flows):
             return False
         limited = [rule for rule in ticket.rules if rule.limits.concurrency]
         for rule in limited:
@@ -307,7 +308,7 @@ class Gate:
         for key, rate, burst, amount in ticket.flows:
             share = self._shares[key]
             need = amount - share.in_hand
-            if need > 0:
+            if need > EPSILON * burst:
                 ahead = min(share.use * AHEAD, burst / 4) if self._keeper.remote else 0.0
                 left = self._left.pop(key, None)
                 flows.append(Flow(key=key, rate=rate, burst=burst, need=need, want=need + ahead, left=left))
@@ -332,8 +333,10 @@ class Gate:
                 self._slots[wanted.key].contended = taken.contended
             if taken.granted:
                 self._received(take, taken, now)
-                # It may have been cancelled meanwhile: then what was taken waits for the next one, or is given back.
-                if self._draw(ticket, now) if self._line.remove(ticket) else False:
+                # It may have been cancelled meanwhile: then what was taken waits for the next one, or is given back. Or another call has
+                # turned out longer than estimated, and what is in hand is too little again: then it keeps its place.
+                if ticket in self._line and self._draw(ticket, now):
+                    self._line.remove(ticket)
                     self._admit(ticket, now + taken.delay)
                     self._settle_line()
             else:

@@ -42,6 +42,10 @@ class Line(Generic[W]):
     def __len__(self) -> int:
         return self._count
 
+    def __contains__(self, call: W) -> bool:
+        tenants = self._levels.get(min(max(call.priority, 1), 5))
+        return tenants is not None and call in tenants.get(call.tenant, ())
+
     def add(self, call: W) -> None:
         """Let a call wait at the end of its place."""
         level = min(max(call.priority, 1), 5)
