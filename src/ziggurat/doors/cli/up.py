@@ -206,7 +206,7 @@ class Outputs:
         self._read[path] = at + whole
         if self._read[path] > LOG_BYTES and self._read[path] == size:
             # The worker writes at the file's end, wherever that is.
-            path.open("r+b").truncate(0)
+            os.truncate(path, 0)
             self._read[path] = 0
         return [line for line in data[:whole].decode("utf-8", "replace").splitlines() if line.strip()]
 

@@ -151,6 +151,7 @@ def _pools(look: UpLook, width: int) -> RenderableType:
     table = _grid("left", *(["right"] * (5 if middle else 3)), *(["left"] if middle else []))
     table.add_row(Text(names[0], style="bold"), *(Text(name, style="dim") for name in names[1:]))
     notes: list[RenderableType] = []
+    digits = max((len(f"{pool.running}/{pool.slots}") for pool in pools), default=0)
     for pool in pools:
         row: list[RenderableType] = [
             Text(f"  {pool.pool}"),
@@ -160,7 +161,7 @@ def _pools(look: UpLook, width: int) -> RenderableType:
         ]
         if middle:
             row += [
-                _slots(pool, bar=width >= WIDE),
+                _slots(pool, bar=width >= WIDE, digits=digits),
                 Text(human_seconds(pool.attempt_seconds) if pool.attempt_seconds is not None else "·"),
                 Text("" if look.draining else pool.constraint, style="yellow" if pool.constraint in SCARCE else "dim"),
             ]
@@ -173,12 +174,12 @@ def _pools(look: UpLook, width: int) -> RenderableType:
     return Group(table, *notes)
 
 
-def _slots(pool: PoolLook, *, bar: bool) -> Text:
+def _slots(pool: PoolLook, *, bar: bool, digits: int) -> Text:
     from rich.text import Text
 
     if not pool.slots:
         return Text("·", style="dim")
-    text = Text(f"{pool.running}/{pool.slots}")
+    text = Text(f"{pool.running}/{pool.slots}".rjust(digits))
     if bar:
         full = round(BAR * pool.running / pool.slots)
         text = Text.assemble(("━" * full, "blue"), ("━" * (BAR - full), "bright_black"), " ", text)
