@@ -251,8 +251,8 @@ def test_a_log_that_grows_large_is_cut_once_it_was_read(tmp_path: Path, monkeypa
 
 
 def test_the_picture_in_the_documentation_is_what_is_drawn() -> None:
-    console = Console(width=110, height=30, record=True, force_terminal=True, file=open(os.devnull, "w"))
-    with console.file:
+    with open(os.devnull, "w") as nowhere:
+        console = Console(width=110, height=30, record=True, force_terminal=True, file=nowhere)
         console.print(draw(sample(), 110, 30))
         svg = console.export_svg(title="ziggurat up", unique_id="up")
     # The picture stands for itself: no font is fetched for it.
