@@ -14,7 +14,7 @@ from ziggurat.assembly.devserver import development_server
 from ziggurat.assembly.endpoints import build_endpoint, build_models
 from ziggurat.assembly.ledgers import ledger_files, recorder
 from ziggurat.assembly.models import script_models, use_models_in_child
-from ziggurat.assembly.modules import make_importable
+from ziggurat.assembly.modules import make_importable, open_registry
 from ziggurat.assembly.schedules import schedule_of
 from ziggurat.assembly.system import System
 
@@ -35,6 +35,7 @@ __all__ = [
     "ledger_files",
     "look_at_state",
     "make_importable",
+    "open_registry",
     "recorder",
     "schedule_of",
     "script_library",

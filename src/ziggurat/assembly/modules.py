@@ -9,6 +9,7 @@ from typing import Any
 
 from ziggurat.errors import ConfigurationError, UnknownName
 from ziggurat.program.registry import Registry, import_module
+from ziggurat.settings import Settings
 
 
 def make_importable(folder: Path | str) -> None:
@@ -26,6 +27,12 @@ def reach_entry(entry: str, folder: str) -> None:
             "put the workflow into a module."
         )
     make_importable(folder)
+
+
+def open_registry(settings: Settings) -> AppRegistry:
+    """Return what the app's modules define. Raises ConfigurationError if one cannot be imported."""
+    make_importable(settings.folder)
+    return AppRegistry(settings.app.modules)
 
 
 class AppRegistry(Registry):

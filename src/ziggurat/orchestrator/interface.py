@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Collection
 from msgspec import Raw, Struct
 from msgspec.structs import replace
 
+from ziggurat.orchestrator.recording import Recording
 from ziggurat.orchestrator.schedules import Schedules
 from ziggurat.records import DeadLetter, Event, Run, RunEvent, RunFilter, StartRequest, StepView
 
@@ -105,6 +106,10 @@ class Orchestrator(ABC):
     @abstractmethod
     async def history(self, run: str, *, after: int = 0, limit: int = 1000) -> builtins.list[Event]:
         """Return a run's events past position `after`."""
+
+    async def record(self, run: str) -> Recording:
+        """Return a run with its whole history, to be replayed elsewhere. Payloads that are sealed stay so."""
+        return Recording(run=await self.get(run), events=await self.history(run, limit=-1))
 
     @abstractmethod
     async def steps(self, run: str) -> builtins.list[StepView]:

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from ziggurat.artifacts import Payloads, artifact_keys, is_sealed
 from ziggurat.errors import InvalidData, ZigguratError
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
+from ziggurat.orchestrator.recording import Recording
 from ziggurat.records import DeadLetter, Event, Run, RunEvent, RunFilter, StartRequest, StepView
 
 
@@ -96,6 +97,9 @@ class SealedOrchestrator(Orchestrator):
             async for happening in happenings:
                 event = happening.event
                 yield happening if event is None else replace(happening, event=self._shown(event, run))
+
+    async def record(self, run: str) -> Recording:
+        return await self.inner.record(run)
 
     async def dead_letters(self, limit: int = 100) -> builtins.list[DeadLetter]:
         return [self._letter(letter) for letter in await self.inner.dead_letters(limit)]

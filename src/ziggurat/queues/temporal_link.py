@@ -5,12 +5,14 @@ Both the orchestrator and the queue on Temporal's own task queues stand on it.
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
 from msgspec import Struct
 from temporalio.client import Client, TLSConfig
 from temporalio.converter import DataConverter, PayloadCodec
+from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 from temporalio.service import RPCError, RPCStatusCode
 
 from ziggurat.errors import LayerUnreachable, QueueUnavailable, SettingsError
@@ -49,6 +51,14 @@ class LinkOptions(Struct, frozen=True, kw_only=True):
         return f"LinkOptions({self.address}, {self.namespace})"
 
 
+@functools.lru_cache(maxsize=1)
+def quiet_runtime() -> Runtime:
+    """Return the SDK's runtime of this process, whose core tells errors only: its warnings are about what we report ourselves."""
+    return Runtime(
+        telemetry=TelemetryConfig(logging=LoggingConfig(filter=TelemetryFilter(core_level="ERROR", other_level="ERROR")))
+    )
+
+
 async def connect(options: LinkOptions, codec: PayloadCodec | None = None) -> Client:
     """Return a client of the server. Raises QueueUnavailable, SettingsError."""
     try:
@@ -58,6 +68,7 @@ async def connect(options: LinkOptions, codec: PayloadCodec | None = None) -> Cl
             api_key=options.api_key or None,
             tls=_tls(options),
             data_converter=DataConverter(payload_codec=codec),
+            runtime=quiet_runtime(),
         )
     except (RuntimeError, OSError, RPCError) as error:
         raise QueueUnavailable(

@@ -15,6 +15,7 @@ import typer
 from ziggurat.doors.cli import (
     api_keys,
     batch,
+    check_replay,
     costs,
     deadletters,
     doctor,
@@ -88,6 +89,7 @@ for _name, _command in (
     ("retry", verbs.retry),
     ("fork", verbs.fork),
     ("purge", verbs.purge),
+    ("check-replay", check_replay.check_replay),
     ("serve", serve.serve),
     ("worker", serve.worker),
     ("up", up.up),

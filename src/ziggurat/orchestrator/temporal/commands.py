@@ -152,6 +152,7 @@ def start_child(step: Step, run: Run, origin: Origin | None, now: float, place: 
             created_at=now,
             parent=run.id,
             parent_step=step.number,
+            searchable=place.searchable,
         )
         origin = Origin(about=about)
     command = WorkflowCommand()

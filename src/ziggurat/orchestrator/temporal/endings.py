@@ -55,6 +55,7 @@ def _continue(command: WorkflowCommand, finished: Finished, run: Run, program: E
         parent_step=run.parent_step,
         forked_from=run.forked_from,
         seed=run.seed,
+        searchable=place.searchable,
     )
     at = program.loop.time()
     base = seq + 1  # The event run_continued of the generation that ends.

@@ -30,6 +30,7 @@ from ziggurat.orchestrator.embedded.newborn import new_id
 from ziggurat.orchestrator.embedded.resident import step_views
 from ziggurat.orchestrator.embedded.watching import Watchers
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
+from ziggurat.orchestrator.recording import Recording
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.orchestrator.temporal.carriage import Carriage
 from ziggurat.orchestrator.temporal.commands import Placement
@@ -313,6 +314,13 @@ class TemporalOrchestrator(Orchestrator):
     async def history(self, run: str, *, after: int = 0, limit: int = 1000) -> builtins.list[Event]:
         events = [event for event in await self._reader.events(run) if event.seq > after]
         return events[:limit] if limit >= 0 else events
+
+    async def record(self, run: str) -> Recording:
+        return Recording(
+            run=await self._reader.run(run),
+            events=await self._reader.events(run),
+            temporal=await self._reader.exported(run),
+        )
 
     async def steps(self, run: str) -> builtins.list[StepView]:
         reading = await self._reader.read(run)

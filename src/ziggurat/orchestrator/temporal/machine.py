@@ -98,6 +98,8 @@ class Machine:
         try:
             self._handle(act)
         except Parked as parked:
+            if self._around.parked is not None:
+                self._around.parked(str(parked))
             _fail(completion, str(parked), wire.PARKED)
         except Exception as error:
             events.RUN_LEFT(trace_of=True, run=self._id)
@@ -443,7 +445,7 @@ class Machine:
             self._told_state = program.state
             self._commands.append(keep_memo(**{wire.STATE_KEY: wire.json_payload(program.state)}))
         cost = self.run.usage.cost_usd
-        if self._place.searchable and cost != self._told_cost:
+        if self.origin.about.searchable and cost != self._told_cost:
             self._told_cost = cost
             self._commands.append(keep_searchable(**{wire.SEARCH_COST: wire.search_payload(cost, "Double")}))
         if finished is not None and not self._held.status and not self._ended:
@@ -457,7 +459,7 @@ class Machine:
             self._seq += 1  # The event run_parked, which a reader finds in the memo's change.
         self._told_held = self._held
         self._commands.append(keep_memo(**{wire.HELD_KEY: wire.record_payload(self._held)}))
-        if self._place.searchable:
+        if self.origin.about.searchable:
             self._commands.append(
                 keep_searchable(**{wire.SEARCH_STATUS: wire.search_payload(self._held.status or "running", "Keyword")})
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from msgspec import Raw
+from msgspec.structs import replace
 from temporalio.api.common.v1 import Payload
 from temporalio.client import Client
 from temporalio.common import (
@@ -37,6 +38,7 @@ async def begin(
     reuse: WorkflowIDReusePolicy,
 ) -> None:
     """Start an execution. Raises WorkflowAlreadyStartedError, PayloadTooLarge, LayerUnreachable."""
+    origin = replace(origin, about=replace(origin.about, searchable=place.searchable))
     arguments = [wire.json_payload(payload), wire.record_payload(origin)]
     check_size(arguments, f"The input of the run {run}")
     about = origin.about

@@ -25,6 +25,8 @@ class Surroundings(Struct, frozen=True, kw_only=True):
     history_limit: int
     #: Shows what a live program emitted: (run, kind, JSON). Called from any thread.
     show: Callable[[str, str, bytes], None]
+    #: Is told why a run is parked.
+    parked: Callable[[str], None] | None = None
 
 
 class Parked(Exception):

@@ -51,6 +51,18 @@ _HARMLESS = frozenset(
 _REMEMBERED = 256
 
 
+#: What the program does, by the machine of the SDK that met an event which it does not expect.
+_INSTEAD = {
+    "Activity": "asks for a task there",
+    "Timer": "sleeps there",
+    "Child": "starts a child run there",
+    "Complete": "ends there",
+    "Fail": "fails there",
+    "Cancel": "ends as cancelled there",
+    "Continue": "continues as new there",
+}
+
+
 def status_of(status: int) -> Any:
     """Return our status for one of Temporal's."""
     return _STATUS.get(status, "running")
@@ -106,7 +118,11 @@ class Reading:
         if failure.application_failure_info.type == wire.PARKED:
             text = failure.message
             return self._worded(text) if text.startswith(("the history records", "at step")) else text
-        return self._worded(_asked_instead(failure.message, self._recorded))
+        return self._worded(self.explain(failure.message))
+
+    def explain(self, message: str) -> str:
+        """Return what the SDK says of a contradiction, with the step of the program that it is about."""
+        return _asked_instead(message, self._recorded)
 
     def _worded(self, mismatch: str) -> str:
         name = self.description.workflow_execution_info.type.name
@@ -121,10 +137,15 @@ def _asked_instead(message: str, recorded: dict[int, tuple[int, str, str]]) -> s
         name = found[1]
         number, kind = next(((n, k) for n, k, recorded_name in recorded.values() if recorded_name == name), (0, "task"))
         return f"at step {number} the history records {kind} {name!r}, but the program now asks for {kind} {found[2]!r}"
-    event = re.search(r"id: (\d+)", message)
+    event = re.search(r"Nondeterminism error: (\w+)[\w ]* machine does not handle this event: HistoryEvent\(id: (\d+)", message)
+    if event is not None and (step := recorded.get(int(event[2]))) is not None:
+        instead = _INSTEAD.get(event[1], "does something else there")
+        return f"the history records step {step[0]}, {step[1]} {step[2]!r}, but the program now {instead}"
+    event = re.search(r"HistoryEvent\(id: (\d+)", message)
     if event is not None and (step := recorded.get(int(event[1]))) is not None:
-        return f"the history records step {step[0]}, {step[1]} {step[2]!r}, but the program did not ask for it there ({message})"
-    return message.rstrip(".")
+        return f"the history records step {step[0]}, {step[1]} {step[2]!r}, but the program did not ask for it there"
+    told = re.search(r'message: "([^"]+)"', message)
+    return (told[1] if told is not None else message).rstrip(".")
 
 
 class Reader:
@@ -198,6 +219,14 @@ class Reader:
             if len(self._ended) > _REMEMBERED:
                 self._ended.popitem(last=False)
         return found
+
+    async def exported(self, run: str) -> Raw:
+        """Return the history of a run's newest execution in the JSON form of Temporal's tools."""
+        handle = self._client.get_workflow_handle(run)
+        try:
+            return Raw((await handle.fetch_history()).to_json().encode())
+        except RPCError as error:
+            raise self.translate(run, error) from error
 
     async def live(self, run: str) -> Run:
         """Return a run's record with its status as it is now, and the rest as far as a description alone tells it."""

@@ -174,6 +174,7 @@ class TemporalSchedules(Schedules):
             priority=schedule.priority,
             budget_usd=schedule.budget_usd,
             sealed_for=schedule.name,
+            searchable=self._searchable,
         )
         pairs: builtins.list[SearchAttributePair[Any]] = []
         if self._searchable:

@@ -63,6 +63,8 @@ class About(Struct, frozen=True, omit_defaults=True, kw_only=True):
     seed: str = ""
     #: What the arguments are sealed for, where it is not the run: a schedule gives the same to all of its runs.
     sealed_for: str = ""
+    #: Whether the namespace had our search attributes when the run started: a replay must write them again, or not, as it was then.
+    searchable: bool = False
 
 
 class Origin(Struct, frozen=True, omit_defaults=True, kw_only=True):
