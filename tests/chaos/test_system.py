@@ -21,7 +21,7 @@ import pytest
 
 from tests.chaos.plant import Plant
 from tests.chaos.storm import Scale, Storm
-from tests.conformance.redis_servers import REDIS_8, count_everything, opened_queue, running
+from tests.conformance.redis_servers import REDIS_8, VALKEY, count_everything, opened_queue, running
 from tests.conftest import missing_service
 from ziggurat.queues.backends.sqlite import SqliteQueue
 from ziggurat.queues.interface import QueueOptions
@@ -57,9 +57,9 @@ def _room(folder: Path, seed: int) -> Path:
 
 @asynccontextmanager
 async def redis_storm(folder: Path, seed: int, scale: Scale, lease: float, deliveries: int) -> AsyncIterator[Storm]:
-    durable = seed % 2 == 1
+    durable, flavour = seed % 2 == 1, (REDIS_8, VALKEY)[seed // 2 % 2]
     options = {"appendonly": "yes", "appendfsync": "always"} if durable else {}
-    with running(REDIS_8, missing_service, **options) as server:
+    with running(flavour, missing_service, **options) as server:
         plant = Plant(
             folder, f'backend = "redis"\nurl = "{server.url}"\nlease = "{lease}s"\nmax_deliveries = {deliveries}', sweep=2 * lease
         )

@@ -90,9 +90,9 @@ def said(site: Project, command: str) -> str:
     return (site.folder / f"{command}.err").read_text()
 
 
-def status(site: Project, run: str, config: Path) -> str:
-    shown = site.run("show", run, "--json", "--config", str(config))
-    return str(shown.json["status"]) if shown.code == 0 else ""
+def result_of(site: Project, workflow: str, run: str, *arguments: str) -> object:
+    """Wait for a run that was started, and return its result."""
+    return site.ok("run", workflow, "--id", run, "--json", *arguments).json["result"]
 
 
 def refused(finished: Finished, *parts: str) -> None:
@@ -103,17 +103,17 @@ def refused(finished: Finished, *parts: str) -> None:
         assert part in finished.error, finished.error
 
 
-def every_command_says(site: Project, *parts: str) -> None:
+def every_command_says(site: Project, *parts: str, several: int = 1) -> None:
     """All at the same time, because each waits for the server for some seconds before it gives up."""
     text = (site.folder / "ziggurat.toml").read_text()
     apart = site.write("apart.toml", text.replace("[orchestrator]", '[orchestrator]\npath = "apart.db"'))
     examining = site.begin("doctor", "--json", "--config", str(apart))
     commands = [
-        site.begin("run", "quadruple", "-i", '{"n": 2}', "--id", "early"),
-        site.begin("worker"),
-        site.begin("serve", "--config", str(apart)),
+        ("run", "quadruple", "-i", '{"n": 2}', "--id", "early"),
+        ("worker",),
+        ("serve", "--no-api", "--config", str(apart)),
     ]
-    for command in commands:
+    for command in [site.begin(*arguments) for arguments in commands[:several]]:
         refused(site.end(command), *parts)
     doctor = site.end(examining)
     assert doctor.code == 3, doctor
@@ -125,7 +125,9 @@ def every_command_says(site: Project, *parts: str) -> None:
 
 def test_a_server_that_is_down(site: Project, server: RedisServer) -> None:
     server.kill()
-    every_command_says(site, f"The Redis server at 127.0.0.1:{server.port} cannot be reached", "start it, or correct queue.url")
+    every_command_says(
+        site, f"The Redis server at 127.0.0.1:{server.port} cannot be reached", "start it, or correct queue.url", several=3
+    )
     server.start()
     # The command that was refused started nothing, and its id is free.
     assert site.ok("run", "quadruple", "-i", '{"n": 3}', "--id", "early", "--json").json["result"] == 12
@@ -158,7 +160,7 @@ def test_a_read_only_replica(site: Project, server: RedisServer) -> None:
 
 
 def test_a_server_that_dies_and_comes_back_empty(site: Project, server: RedisServer) -> None:
-    serving = site.begin("serve", "--no-workers")
+    serving = begin_logged(site, "serve", "--no-workers", "--no-api")
     site.until_served()
     site.ok("start", "quadruple", "-i", '{"n": 5}', "--id", "before")
     server.kill()
@@ -166,24 +168,23 @@ def test_a_server_that_dies_and_comes_back_empty(site: Project, server: RedisSer
     working = site.begin("worker")
     refused(site.end(working), "cannot be reached")
     server.start()
-    working = site.begin("worker")
-    assert site.ok("watch", "before", "--json").code == 0
-    for name, result in (("before", 20), ("during", 24)):
-        site.until_status(name, "completed")
-        assert site.ok("show", name, "--json").json["result"] == result
+    working = begin_logged(site, "worker")
+    assert [result_of(site, "quadruple", name) for name in ("before", "during")] == [20, 24]
     server.kill()
     site.ok("start", "quadruple", "-i", '{"n": 7}', "--id", "after")
+    for command in ("serve", "worker"):
+        site.until(lambda command=command: "cannot be reached" in said(site, command), f"{command} says so")  # type: ignore[misc]
     server.start()
-    site.until_status("after", "completed")
+    assert result_of(site, "quadruple", "after") == 28
     for process in (working, serving):
-        ended = site.end(process, signal.SIGTERM)
-        assert ended.code == 0
-        assert "Traceback" not in ended.err
-    assert "cannot be reached" in ended.err
+        process.terminate()
+        assert process.wait(60) == 0
+    assert "Traceback" not in said(site, "serve") + said(site, "worker")
+    assert "can use its queue again" in said(site, "worker")
 
 
 def test_a_server_without_memory(site: Project, server: RedisServer) -> None:
-    serving, working = begin_logged(site, "serve", "--no-workers"), begin_logged(site, "worker")
+    serving, working = begin_logged(site, "serve", "--no-workers", "--no-api"), begin_logged(site, "worker")
     site.until_served()
     assert site.ok("run", "quadruple", "-i", '{"n": 1}', "--json").json["result"] == 4
     server.command("CONFIG", "SET", "maxmemory", "1mb")
@@ -191,7 +192,7 @@ def test_a_server_without_memory(site: Project, server: RedisServer) -> None:
     site.until(lambda: "is out of memory: raise its maxmemory" in said(site, "serve"), "the orchestrator says so")
     assert site.ok("show", "later", "--json").json["status"] in ("running", "waiting")
     server.command("CONFIG", "SET", "maxmemory", 0)
-    site.until_status("later", "completed")
+    assert result_of(site, "quadruple", "later") == 32
     for process in (working, serving):
         process.terminate()
         assert process.wait(60) == 0
@@ -206,7 +207,7 @@ def test_a_task_that_no_worker_knows(site: Project, server: RedisServer) -> None
     old = configure(site, server.url, "old.toml")
     new = configure(site, server.url, "new.toml", modules="later")
     serving, working = (
-        site.begin("serve", "--no-workers", "--config", str(new)),
+        site.begin("serve", "--no-workers", "--no-api", "--config", str(new)),
         begin_logged(site, "worker", "--config", str(old)),
     )
     site.until_served()
@@ -223,8 +224,7 @@ def test_a_task_that_no_worker_knows(site: Project, server: RedisServer) -> None
     assert working.wait(60) == 0
     knowing = site.begin("worker", "--config", str(new))
     assert "1 run taken up" in site.ok("deadletters", "redrive", "--all", "--config", str(new)).out
-    for name in ("lonely", "left"):
-        site.until(lambda name=name: status(site, name, new) == "completed", f"{name} is completed")  # type: ignore[misc]
+    assert [result_of(site, "sextuple", name, "--config", str(new)) for name in ("lonely", "left")] == [6, 12]
     for process in (knowing, serving):
         assert site.end(process, signal.SIGTERM).code == 0
 
@@ -262,7 +262,7 @@ def test_the_document_example_runs_unchanged_on_redis_with_two_worker_processes(
     batch = ("batch", "examples.document_analysis.workflow:analyze", *documents, "--name", "docs")
     site.ok(*batch, "--output", "alone.jsonl", "--config", "alone.toml")
 
-    serving = site.begin("serve", "--no-workers", "--config", "apart.toml")
+    serving = site.begin("serve", "--no-workers", "--no-api", "--config", "apart.toml")
     workers = [site.begin("worker", "--config", "apart.toml") for _ in range(2)]
     site.until(lambda: '"socket"' in _read(site.folder / "apart.db.lock"), "a process owns the state")
     site.ok(*batch, "--output", "apart.jsonl", "--config", "apart.toml")

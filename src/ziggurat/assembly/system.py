@@ -22,7 +22,7 @@ from ziggurat.assembly.modules import AppRegistry, make_importable, reach_entry
 from ziggurat.assembly.scaled import ScaledPool, nursery_of, quotas_of
 from ziggurat.assembly.schedules import take_over_schedules
 from ziggurat.clock import Clock, SystemClock
-from ziggurat.errors import ConfigurationError
+from ziggurat.errors import ConfigurationError, QueueUnavailable
 from ziggurat.inference.ledger import Ledger
 from ziggurat.inference.router import Router
 from ziggurat.orchestrator.control import ControlServer, socket_path
@@ -298,6 +298,8 @@ class Pool:
             await asyncio.sleep(_NEW_QUEUES_EVERY)
             try:
                 waiting = {queue for queue, depth in (await self._system.queue.depth()).items() if depth.ready}
+            except QueueUnavailable:
+                continue  # The workers say so.
             except Exception:
                 events.POOL_LOOK_FAILED(trace_of=True, pool=self.name)
                 continue
