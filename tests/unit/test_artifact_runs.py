@@ -227,6 +227,22 @@ async def test_a_missing_key_parks_the_run_and_the_key_brings_it_back(tmp_path: 
         assert await s.result(run) == "smallsmall"
 
 
+async def test_a_worker_without_the_key_hands_the_message_back_for_one_that_has_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Place(tmp_path, "a")
+    place.for_workers = place.seam()
+    async with place.open() as s:
+        run = await s.start(child, "small")
+        async with asyncio.timeout(PATIENCE):
+            while "goes back to the queue" not in caplog.text:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+    assert "encrypted with the key 'a', which is not in [encryption.keys]" in caplog.text
+    place.for_workers = place.payloads
+    async with place.open() as s:
+        assert await s.result(run) == "smallsmall"
+
+
 async def test_heartbeats_and_progress_are_sealed_on_the_way(tmp_path: Path) -> None:
     place = Place(tmp_path, "a")
 
