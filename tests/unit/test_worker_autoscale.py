@@ -10,8 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ziggurat.queues.backends.memory import MemoryQueue
 from ziggurat.testing.clock import FakeClock
-from ziggurat.workers.autoscale import Decision, Load, Meter, Policy, Quota, Recent, Stats, desired
+from ziggurat.testing.queue_harness import message
+from ziggurat.workers.autoscale import Decision, Load, Meter, Policy, Quota, Recent, Standstill, Stats, desired
+from ziggurat.workers.pools.interface import PoolSeen, WorkerPool, WorkerSeen
+from ziggurat.workers.scaler import Scaler
 
 
 def decide(waiting: int = 0, running: int = 0, **fields: object) -> Decision:
@@ -82,6 +86,23 @@ def test_a_surplus_is_kept_for_the_idle_window_and_busy_workers_for_ever() -> No
     assert decide(workers=6, busy=2, budget_per_hour=1.0, price_per_hour=1.0, running=2).count == 2
 
 
+def test_work_that_idle_workers_may_not_take_brings_no_more_of_them() -> None:
+    decision = decide(waiting=1_000, running=2, workers=6, busy=2, blocked=True)
+    assert (decision.count, decision.constraint) == (3, "limits")
+    assert "because its limits or its region forbid it" in decision.explanation
+    assert decide(waiting=1_000, workers=0, blocked=True).count == 1
+    assert decide(waiting=1_000, workers=6, busy=2, recent_demand=6, blocked=True).count == 6, "the idle window holds here too"
+    clock = FakeClock()
+    standstill = Standstill(clock)
+    assert not standstill.look(waiting=5, idle=1)
+    clock.advance(Standstill.PATIENCE)
+    assert standstill.look(waiting=5, idle=1)
+    assert not standstill.look(waiting=5, idle=0), "a worker that took something shows that it moves"
+    clock.advance(Standstill.PATIENCE)
+    assert not standstill.look(waiting=5, idle=1)
+    assert not standstill.look(waiting=0, idle=1)
+
+
 def test_tasks_of_unknown_length_are_taken_to_last_a_second() -> None:
     assert desired(Stats(loads=(Load(waiting=500),)), Policy(max=100, slots=10)).count == 10
 
@@ -111,6 +132,7 @@ def seen(draw: st.DrawFn) -> Stats:
         workers=workers,
         busy=draw(st.integers(0, workers)),
         recent_demand=draw(st.integers(0, 200)),
+        blocked=draw(st.booleans()),
         quota=draw(quotas),
     )
 
@@ -144,7 +166,7 @@ def test_every_decision_keeps_the_promises(stats: Stats, policy: Policy) -> None
         assert decision.cost_per_hour <= max(policy.budget_per_hour, policy.price_per_hour * max(policy.min, stats.busy)) + 1e-9
     if decision.constraint in ("demand", "none"):
         assert count == decision.demand
-    elif decision.constraint in ("quota", "budget", "maximum"):
+    elif decision.constraint in ("quota", "budget", "maximum", "limits"):
         assert count < decision.demand, "a bound that changes nothing is not the one that binds"
     assert decision.explanation.endswith(".")
     assert "\n" not in decision.explanation
@@ -156,7 +178,12 @@ def test_every_decision_keeps_the_promises(stats: Stats, policy: Policy) -> None
 def test_more_work_never_wants_fewer_workers(stats: Stats, policy: Policy, more: int) -> None:
     extra = Load(waiting=more, duration=1.0)
     grown = Stats(
-        loads=(*stats.loads, extra), workers=stats.workers, busy=stats.busy, recent_demand=stats.recent_demand, quota=stats.quota
+        loads=(*stats.loads, extra),
+        workers=stats.workers,
+        busy=stats.busy,
+        recent_demand=stats.recent_demand,
+        quota=stats.quota,
+        blocked=stats.blocked,
     )
     assert desired(grown, policy).count >= desired(stats, policy).count
 
@@ -279,3 +306,44 @@ def test_a_varying_load_is_followed_without_stopping_busy_workers_or_flapping(se
     assert changes <= 40, "the pool must not flap"
     pool.run(120.0, lambda _: 0)
     assert pool.counts[-1] == 0
+
+
+class SeenPool(WorkerPool):
+    """A pool whose workers do at most `limit` tasks at a time among them, whatever waits: as under a concurrency key."""
+
+    def __init__(self, clock: FakeClock, limit: int) -> None:
+        self.name = "p"
+        self.limit = limit
+        self.count = 0
+
+    async def look(self) -> PoolSeen:
+        busy = min(self.limit, self.count)
+        return PoolSeen(
+            workers=tuple(WorkerSeen(name=f"w{n}", state="ready", busy=int(n < busy), slots=1) for n in range(self.count))
+        )
+
+    async def scale(self, count: int) -> None:
+        self.count = count
+
+    async def close(self, grace: float) -> None: ...
+
+
+async def test_a_pool_beside_limited_work_settles_at_one_more_than_may_run() -> None:
+    clock = FakeClock()
+    queue = MemoryQueue(clock=clock)
+    await queue.send([message() for _ in range(500)])
+    pool = SeenPool(clock, limit=3)
+    scaler = Scaler(pool, queue, Policy(max=20, slots=1, idle_window=10.0), clock=clock)
+    counts = []
+    for _ in range(400):
+        counts.append((await scaler.look()).count)
+        clock.advance(0.25)
+    assert counts[0] == 20, "nothing is known at first"
+    assert set(counts[-200:]) == {4}, "and it does not flap"
+    assert scaler.decision is not None
+    assert scaler.decision.constraint == "limits"
+    pool.limit = 1_000
+    for _ in range(8):
+        await scaler.look()
+        clock.advance(0.25)
+    assert pool.count == 20, "when the limit goes, the pool grows at once"

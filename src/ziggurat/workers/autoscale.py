@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from ziggurat.clock import Clock
 
-Constraint = Literal["none", "demand", "minimum", "maximum", "quota", "budget", "busy", "idle window"]
+Constraint = Literal["none", "demand", "minimum", "maximum", "quota", "budget", "limits", "busy", "idle window"]
 
 #: Seconds that a task is taken to last while none has ended yet.
 UNKNOWN_DURATION = 1.0
@@ -79,6 +79,8 @@ class Stats(Struct, frozen=True, kw_only=True):
     busy: int = 0
     #: The largest demand seen within the idle window, this moment not counted.
     recent_demand: int = 0
+    #: Work waits although workers are idle (`Standstill`).
+    blocked: bool = False
     quota: Quota = Quota()
 
 
@@ -130,13 +132,16 @@ def desired(stats: Stats, policy: Policy) -> Decision:
     if policy.budget_per_hour is not None and policy.price_per_hour > 0:
         paid = int(policy.budget_per_hour / policy.price_per_hour + 1e-9)
         bounds.append(("budget", paid, f"the budget of ${policy.budget_per_hour:g} an hour pays {paid}"))
+    if stats.blocked:
+        text = "idle workers do not take what waits, because its limits or its region forbid it, so more would be idle too"
+        bounds.append(("limits", stats.busy + 1, text))
     bounds.append(("maximum", policy.max, f"the pool's maximum is {policy.max}"))
     for name, bound, text in bounds:
         if count > bound:
             count, constraint, explanation = bound, name, f"{why}; {text}."
 
     # Lower bounds, the strongest last. Each can only hold what is there, or start the minimum.
-    affordable = min([bound for name, bound, _ in bounds if name != "quota"])
+    affordable = min([bound for name, bound, _ in bounds if name not in ("quota", "limits")])
     surplus = min(stats.workers, stats.recent_demand, affordable)
     floors: list[tuple[Constraint, int, str]] = [
         ("minimum", policy.min, f"the pool's minimum is {policy.min}"),
@@ -206,6 +211,31 @@ def _predicted_wait(stats: Stats, policy: Policy, count: int) -> float:
     if sum(load.waiting for load in stats.loads) <= max(free, 0):
         return 0.0
     return work / (count * policy.slots) if count else math.inf
+
+
+class Standstill:
+    """Notices work that idle workers leave where it is: a concurrency key or a rate holds it, or it must run in another region.
+
+    A depth does not tell such work from work that wants workers, and a pool would grow to its maximum beside it for nothing. One idle
+    worker more than are busy stays, to take what is free to go, and to notice when all of it is.
+    """
+
+    #: Seconds for which workers must have been idle beside waiting work.
+    PATIENCE = 2.0
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._since: float | None = None
+
+    def look(self, *, waiting: int, idle: int) -> bool:
+        """Take in how many messages wait and how many ready workers have nothing to do; say whether work stands still."""
+        now = self._clock.monotonic()
+        if not waiting or not idle:
+            self._since = None
+            return False
+        if self._since is None:
+            self._since = now
+        return now - self._since >= self.PATIENCE
 
 
 class Recent:

@@ -13,7 +13,7 @@ from ziggurat.queues.interface import Queue
 from ziggurat.records import Depth
 from ziggurat.telemetry import events
 from ziggurat.telemetry.catalogue import POOL_WANTED, POOL_WORKERS
-from ziggurat.workers.autoscale import Decision, Load, Meter, Policy, Recent, Stats, desired
+from ziggurat.workers.autoscale import Decision, Load, Meter, Policy, Recent, Standstill, Stats, desired
 from ziggurat.workers.pools.interface import PoolSeen, WorkerPool
 from ziggurat.workers.quota import Appetite, Quotas
 
@@ -49,6 +49,7 @@ class Scaler:
         self._quotas.join(pool.name, self._appetite)
         self._recent = Recent(clock)
         self._meter = Meter(clock)
+        self._standstill = Standstill(clock)
         #: What was last seen and chosen, for views.
         self.seen = PoolSeen()
         self.depth = Depth()
@@ -101,15 +102,19 @@ class Scaler:
             duration=self._meter.duration,
             arrivals=self._meter.arrivals,
         )
+        idle = sum(worker.state == "ready" and not worker.busy and not worker.trouble for worker in seen.workers)
+        blocked = self._standstill.look(waiting=depth.ready, idle=idle)
         stats = Stats(
             loads=(load,),
             workers=seen.size,
             busy=seen.busy,
             recent_demand=self._recent.largest(self.policy.idle_window),
+            blocked=blocked,
             quota=self._quotas.of(self.pool.name),
         )
         decision = desired(stats, self.policy)
-        self._recent.note(decision.demand)
+        # What idle workers leave is no demand to keep workers for.
+        self._recent.note(min(decision.demand, seen.busy + 1) if blocked else decision.demand)
         before = self.decision
         if before is None or (decision.count, decision.constraint) != (before.count, before.constraint):
             events.POOL_WANTS(

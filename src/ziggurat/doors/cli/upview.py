@@ -25,7 +25,7 @@ QUEUES_MOST = 12
 #: Cells of the bar that shows how full a pool's workers are.
 BAR = 12
 #: What bounds a pool that would be larger with more of it.
-SCARCE = frozenset({"maximum", "quota", "budget"})
+SCARCE = frozenset({"maximum", "quota", "budget", "limits"})
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ORDER = ("running", "pending", "waiting", "paused", "parked", "completed", "failed", "cancelled")
 
