@@ -14,6 +14,7 @@ import typer
 
 from ziggurat.doors.cli import (
     api_keys,
+    artifacts,
     batch,
     check_replay,
     costs,
@@ -100,6 +101,7 @@ for _name, _command in (
 ):
     app.command(_name)(_command)
 app.command("nursery", hidden=True)(serve.nursery)
+app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(deadletters.app, name="deadletters")
 app.add_typer(models.app, name="models")
 app.add_typer(gateway.app, name="gateway")
