@@ -137,6 +137,8 @@ class Gate:
     async def wait(self, ticket: Ticket) -> None:
         """Wait until a ticket's call may start; a cancelled wait gives the ticket back."""
         assert ticket.loop is not None
+        # One that is promised a moment stands in no line any more, and its moment comes by the clock as well.
+        stop = self._clock.watch(lambda: self._ring(ticket))
         try:
             while not ticket.admitted or ticket.start_at > self._clock.monotonic():
                 with self._lock:
@@ -156,6 +158,8 @@ class Gate:
             else:
                 self._pump()
             raise
+        finally:
+            stop()
 
     def leave(self, ticket: Ticket, used: float | None) -> None:
         """End a call: `used` are the tokens it took, None if that is unknown and the reservation stands."""
@@ -384,9 +388,6 @@ class Gate:
     def _moved(self) -> None:
         """The clock was moved by hand."""
         self._alarm_at = 0.0
-        with self._lock:
-            for ticket in self._line.calls():
-                self._ring(ticket)
         self._pump()
 
     def _alarm(self, wait: float) -> None:
