@@ -12,6 +12,7 @@ from ziggurat.errors import InferenceError
 from ziggurat.inference.backends.limits_redis import RedisStore
 from ziggurat.inference.backends.openai_compatible import create
 from ziggurat.inference.interface import EndpointConfig, Limits, ModelConfig
+from ziggurat.inference.limits.caller import Caller, calling
 from ziggurat.inference.limits.keeper import Keeper
 from ziggurat.inference.router import Router
 from ziggurat.records import CallRecord, ChatMessage, Prompt
@@ -28,12 +29,13 @@ async def main(base_url: str, redis_url: str, per_minute: int, burst: float, sec
     async def caller() -> None:
         nonlocal failed
         while (left := ends - time.monotonic()) > 0:
-            words = rng.randint(40, 160)
+            words = rng.randint(100, 300)
             prompt = Prompt(
                 messages=[ChatMessage(role="user", content=str(words))], model="m", max_tokens=words, timeout=left + 5
             )
             try:
-                await router.complete(prompt)
+                with calling(Caller(priority=1)):
+                    await router.complete(prompt)
             except InferenceError:
                 failed += 1
 

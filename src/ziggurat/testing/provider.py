@@ -21,7 +21,6 @@ class ProviderLimits:
         tokens_per_minute: the limit.
         capacity: seconds of it that may gather while nobody calls.
         tokens: how many tokens a call takes, prompt and answer.
-        headers: say the limits with each refusal, as x-ratelimit-*.
     """
 
     def __init__(
@@ -30,7 +29,7 @@ class ProviderLimits:
         self.rate = tokens_per_minute / 60.0
         self._most = self.rate * capacity
         self._level, self._at = self._most, time.monotonic()
-        self._tokens, self._headers = tokens, headers
+        self._tokens = tokens
         #: (moment, tokens) of each call that was let in, and how many were refused.
         self.taken: list[tuple[float, int]] = []
         self.refused = 0
@@ -48,17 +47,3 @@ class ProviderLimits:
         self._level -= amount
         self.taken.append((now, amount))
         return None
-
-    def sustained(self, since: float, until: float) -> float:
-        """Return the tokens a second that were let in between two moments, by least squares over the running sum.
-
-        The ends of a window fall between two calls; a fitted line does not depend on where.
-        """
-        total, points = 0.0, []
-        for at, amount in self.taken:
-            total += amount
-            if since <= at <= until:
-                points.append((at - since, total))
-        n = len(points)
-        mean_x, mean_y = sum(x for x, _ in points) / n, sum(y for _, y in points) / n
-        return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
