@@ -30,7 +30,7 @@ def place_of_run(run: Run) -> Place:
 def place_of_step(run: Run, step: int) -> Place:
     """Return the place of a step's span. A retried run asks for its steps anew, in another epoch."""
     trace, _, sampled = _root(run)
-    return Place(trace, span_id(trace, run.id, run.epoch, step), sampled)
+    return _step_place(run, step, trace, sampled)
 
 
 def carried(run: Run, step: int) -> dict[str, str]:
@@ -45,14 +45,21 @@ def passed_on(run: Run, step: int) -> str:
 
 def tell(run: Run, event: Event) -> None:
     """Tell of an event that is on the disk, if it is the end of a run or of a step. Tracing must be on."""
-    if event.kind in _STEPS:
-        _tell_step(run, event)
-    elif event.kind in _ENDS:
-        _tell_run(run, event)
-    elif event.kind == "run_parked":
+    kind = event.kind
+    step = kind in _STEPS
+    if not step and kind not in _ENDS and kind != "run_parked":
+        return
+    trace, given, sampled = _root(run)
+    if not sampled:
+        return
+    place = _place(run, trace, sampled)
+    if step:
+        _tell_step(run, event, _step_place(run, event.step, trace, sampled), place)
+    elif kind == "run_parked":
         # The run may be resumed, so its own span comes later; that it stopped here, and why, is worth a moment of its own.
-        within = place_of_run(run)
-        _emit(run, "parked", within._replace(span=0), event.at, event.at, {"ziggurat.status": "parked"}, "parked", within)
+        _emit(run, "parked", place._replace(span=0), event.at, event.at, {"ziggurat.status": "parked"}, "parked", place)
+    else:
+        _tell_run(run, event, place, given)
 
 
 def _root(run: Run) -> tuple[int, Place | None, bool]:
@@ -69,12 +76,15 @@ def _place(run: Run, trace: int, sampled: bool) -> Place:
     return Place(trace, span_id(trace, run.id, "run", run.epoch - run.generation), sampled)
 
 
-def _tell_run(run: Run, event: Event) -> None:
-    trace, given, sampled = _root(run)
-    place = _place(run, trace, sampled)
+def _step_place(run: Run, step: int, trace: int, sampled: bool) -> Place:
+    # Of a trace that nobody records, any id will do.
+    return Place(trace, span_id(trace, run.id, run.epoch, step) if sampled else (trace & 0xFFFF_FFFF_FFFF_FFFF) or 1, sampled)
+
+
+def _tell_run(run: Run, event: Event, place: Place, given: Place | None) -> None:
     links: list[Place] = []
     if run.epoch > run.generation:
-        parent: Place | None = Place(trace, span_id(trace, run.id, "run", 0), sampled)
+        parent: Place | None = place._replace(span=span_id(place.trace, run.id, "run", 0))
     else:
         parent = given if run.parent else None
         links = [given] if given is not None and not run.parent else []
@@ -88,7 +98,7 @@ def _tell_run(run: Run, event: Event) -> None:
     _emit(run, f"run {run.workflow}", place, run.created_at, event.at, attributes, _why(event), parent, links)
 
 
-def _tell_step(run: Run, event: Event) -> None:
+def _tell_step(run: Run, event: Event, place: Place, within: Place) -> None:
     attributes: dict[str, tracing.Attribute] = {
         "ziggurat.step": event.step,
         "ziggurat.step.kind": event.step_kind,
@@ -104,7 +114,7 @@ def _tell_step(run: Run, event: Event) -> None:
             moments["sent"] = event.sent_at
     name = "timer" if event.step_kind == "timer" else f"{'step' if event.step_kind == 'task' else event.step_kind} {event.name}"
     start = event.requested_at or event.at
-    _emit(run, name, place_of_step(run, event.step), start, event.at, attributes, _why(event), place_of_run(run), (), moments)
+    _emit(run, name, place, start, event.at, attributes, _why(event), within, (), moments)
 
 
 def _emit(

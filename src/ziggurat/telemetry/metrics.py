@@ -62,8 +62,7 @@ class HistogramChild:
 
     def observe(self, value: float) -> None:
         """Count a value."""
-        at = bisect_left(self._bounds, value)
-        self.counts[at] += 1
+        self.counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
 
     @property

@@ -52,26 +52,30 @@ class Counts:
         task = self._tasks.get(message.task)
         if task is None:
             task = self._tasks[message.task] = _Task(message.task)
-        task.started.inc()
+        task.started.value += 1.0
         if delivery.epoch > 1:
             catalogue.REDELIVERIES.labels(message.lane.queue).inc()
 
     def ended(self, delivery: Delivery, outcome: Outcome) -> None:
         """Count an attempt that ended. Clocks of two machines may differ: a wait is never less than 0."""
         task = self._tasks[outcome.task]
-        status = task.ended.get(outcome.status)
-        if status is None:
-            status = task.ended[outcome.status] = catalogue.ATTEMPTS_ENDED.labels(task.name, outcome.status)
-        status.inc()
-        if not outcome.started_at:
+        # Written out rather than called: with the calls, counting took a twentieth of what a whole embedded step takes.
+        try:
+            task.ended[outcome.status].value += 1.0
+        except KeyError:
+            task.ended[outcome.status] = status = catalogue.ATTEMPTS_ENDED.labels(task.name, outcome.status)
+            status.inc()
+        started = outcome.started_at
+        if not started:
             return
-        task.seconds.observe(outcome.ended_at - outcome.started_at)
-        if outcome.sent_at:
+        task.seconds.observe(outcome.ended_at - started)
+        sent = outcome.sent_at
+        if sent:
             queue = delivery.message.lane.queue
             wait = self._waits.get(queue)
             if wait is None:
                 wait = self._waits[queue] = catalogue.QUEUE_WAIT.labels(queue)
-            wait.observe(max(0.0, outcome.started_at - outcome.sent_at))
+            wait.observe(started - sent if started > sent else 0.0)
 
     def released(self, number: int) -> None:
         """Count messages that were handed back."""

@@ -34,9 +34,10 @@ def begun(attempt: Attempt) -> None:
 
 def ended(attempt: Attempt, outcome: Outcome | None) -> None:
     """End an attempt's span. Without an outcome it was given up: its lease is lost, or the worker drains."""
-    span, attempt.trace = attempt.trace, None
+    span = attempt.trace
     if span is None:
         return
+    attempt.trace = None
     if outcome is None:
         span.set({"ziggurat.status": attempt.stop_reason or "dropped"})
         span.end(attempt.now(), attempt.stop_reason or "dropped")

@@ -9,6 +9,7 @@ from ziggurat.orchestrator.embedded.watching import Watchers
 from ziggurat.orchestrator.tracing import tell
 from ziggurat.records import Event, Run
 from ziggurat.telemetry import catalogue, events, tracing
+from ziggurat.telemetry.metrics import CountChild, HistogramChild
 
 _STEP = {"step_completed": "completed", "step_failed": "failed", "timer_fired": "completed"}
 _STOPPED = {"run_completed": "completed", "run_failed": "failed", "run_cancelled": "cancelled", "run_parked": "parked"}
@@ -20,9 +21,11 @@ class Telling:
     def __init__(self, watchers: Watchers) -> None:
         self._watchers = watchers
         # Every step passes here: children of labels are looked up once.
-        self._steps = {
-            (kind, event): (catalogue.STEPS.labels(kind, status), catalogue.STEP_SECONDS.labels(kind))
-            for kind in ("task", "timer", "child")
+        self._steps: dict[str, dict[str, tuple[CountChild, HistogramChild]]] = {
+            event: {
+                kind: (catalogue.STEPS.labels(kind, status), catalogue.STEP_SECONDS.labels(kind))
+                for kind in ("task", "timer", "child")
+            }
             for event, status in _STEP.items()
         }
 
@@ -33,13 +36,14 @@ class Telling:
         if tracing.current is not None:
             tell(run, event)
         kind = event.kind
-        counted = self._steps.get((event.step_kind, kind))
+        steps = self._steps.get(kind)
+        counted = steps.get(event.step_kind) if steps is not None else None
         if counted is not None:
             counter, seconds = counted
-            counter.inc()
+            counter.value += 1.0
             if event.requested_at:
                 seconds.observe(event.at - event.requested_at)
-            if event.detail == "dead":
+            if event.detail == "dead" and kind == "step_failed":
                 catalogue.DEAD_LETTERS.labels(event.name).inc()
                 events.DEAD_LETTER(run=run.id, task=event.name, step=event.step, attempt=event.attempt)
         elif kind in ("run_started", "run_forked"):
