@@ -84,11 +84,9 @@ class _Pool(WorkerPool):
 
 async def _call_models() -> Router:
     """Call a model that is down, then another that answers, and one as a stream."""
-    replies = {"bad": [Reply(fault="failed")] * 9, "good": [Reply(text="hello", input_tokens=5)] * 2}
-    endpoints = {
-        name: create(EndpointConfig(name=name, kind="scripted"), lambda *_, given=iter(given): next(given))  # type: ignore[misc]
-        for name, given in replies.items()
-    }
+    bad = create(EndpointConfig(name="bad", kind="scripted"), lambda *_: Reply(fault="failed"))
+    good = create(EndpointConfig(name="good", kind="scripted"), lambda *_: Reply(text="hello", input_tokens=5))
+    endpoints = {"bad": bad, "good": good}
     router = Router(endpoints, {"m": ModelConfig(routes=["bad:x", "good:y"], price=Price(input=1.0))}, seed=1)
     llm.use_models(router)
     try:
@@ -125,7 +123,7 @@ async def test_what_the_catalogue_lists_is_emitted(tmp_path: Path, monkeypatch: 
         looking.cancel()
         looking = asyncio.create_task(Depths(queue).run())
         async with asyncio.timeout(20.0):
-            while "ziggurat_queue_messages" not in (found := emitted()) or "ziggurat_pool_workers" not in found:
+            while not {"ziggurat_queue_messages", "ziggurat_pool_workers"} <= (found := emitted()):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     for running in (looking, scaling):
         running.cancel()
