@@ -11,8 +11,8 @@ import math
 import threading
 import time
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -73,7 +73,9 @@ class OpenAICompatible(Endpoint):
         self._failures = Failures(config.name, self._shown, secrets)
         self._session_header = str(config.options.get("session_header", ""))
         self._proxy = config.options.get("proxy") or _proxy_of(parts.scheme, parts.hostname)
-        self._timeout = aiohttp.ClientTimeout(total=None, connect=config.timeouts.connect)
+        # Of a new connection; a timer for taking a kept one would cost every call.
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=config.timeouts.connect)
+        self._is_here = is_loopback(parts.hostname)
         self._sessions: dict[asyncio.AbstractEventLoop, _Session] = {}
         self._lock = threading.Lock()
         #: What was said of the limits of each model since the router last asked.
@@ -85,10 +87,8 @@ class OpenAICompatible(Endpoint):
     async def complete(self, prompt: Prompt, upstream: str) -> Completion:
         body = wire.request_body(prompt, upstream, stream=False)
         seconds = self.config.timeouts.total if prompt.timeout is None else min(prompt.timeout, self.config.timeouts.total)
-        with self._translated(upstream, seconds):
-            async with asyncio.timeout(seconds), self._post(body, prompt, upstream) as response:
-                data = await self._read(response, upstream)
-                return self._completion(data, upstream)
+        data = await self._fetch("POST", self._url, body, upstream, seconds, prompt.session)
+        return self._completion(data, upstream)
 
     async def stream(self, prompt: Prompt, upstream: str) -> AsyncGenerator[Chunk, None]:
         body = wire.request_body(prompt, upstream, stream=True)
@@ -97,8 +97,7 @@ class OpenAICompatible(Endpoint):
             with self._translated(upstream, watch.until_first, watch):
                 # The headers may come with the first token, so waiting for them is part of waiting for it.
                 async with asyncio.timeout(watch.until_first):
-                    opened = self._post(body, prompt, upstream)
-                    response = await opened.__aenter__()
+                    response = await self._send("POST", self._url, body, upstream, prompt.session)
                 try:
                     watch.start(response)
                     async for chunk in self._chunks(response, upstream, watch):
@@ -108,24 +107,21 @@ class OpenAICompatible(Endpoint):
                 finally:
                     # Closing an answer that was not read to its end closes the connection, and so the upstream call.
                     watch.stop()
-                    await opened.__aexit__(None, None, None)
+                    response.release()
+                    await response.wait_for_close()
         finally:
             watch.stop()
 
     async def embed(self, prompt: EmbeddingPrompt, upstream: str) -> Embeddings:
         body = wire.embedding_body(prompt, upstream)
         seconds = self.config.timeouts.total if prompt.timeout is None else min(prompt.timeout, self.config.timeouts.total)
-        with self._translated(upstream, seconds):
-            async with asyncio.timeout(seconds), self._request("POST", self._embeddings_url, body, {}, upstream) as response:
-                data = await self._read(response, upstream)
+        data = await self._fetch("POST", self._embeddings_url, body, upstream, seconds)
         with self._understood(data, upstream):
             return wire.decode_embeddings(data, len(prompt.inputs))
 
     async def models(self) -> list[str]:
         seconds = self.config.timeouts.connect + 20.0
-        with self._translated("", seconds):
-            async with asyncio.timeout(seconds), self._request("GET", self._models_url, None, {}, "") as response:
-                data = await self._read(response, "")
+        data = await self._fetch("GET", self._models_url, None, "", seconds)
         try:
             listed = msgspec.json.decode(data)
             entries = listed["data"] if isinstance(listed, dict) else listed
@@ -154,30 +150,41 @@ class OpenAICompatible(Endpoint):
 
     # -- HTTP --------------------------------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _post(self, body: bytes, prompt: Prompt, upstream: str) -> AsyncIterator[aiohttp.ClientResponse]:
-        more = {self._session_header: prompt.session} if self._session_header and prompt.session else {}
-        async with self._request("POST", self._url, body, more, upstream) as response:
-            yield response
+    async def _fetch(self, method: str, url: str, body: bytes | None, upstream: str, seconds: float, session: str = "") -> bytes:
+        """Return the whole body of a 2xx. Raises InferenceError."""
+        with self._translated(upstream, seconds):
+            async with asyncio.timeout(seconds):
+                response = await self._send(method, url, body, upstream, session)
+                try:
+                    return await self._read(response, upstream)
+                finally:
+                    # Closes the connection, and so the upstream call, unless the answer was read to its end.
+                    response.release()
 
-    @asynccontextmanager
-    async def _request(
-        self, method: str, url: str, body: bytes | None, more: dict[str, str], upstream: str
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request and yield its answer, if that is a 2xx. Raises the error that the answer means otherwise."""
-        require_network(self.name, self._shown)
+    async def _send(self, method: str, url: str, body: bytes | None, upstream: str, session: str = "") -> aiohttp.ClientResponse:
+        """Send a request and return its answer, if that is a 2xx; release it. Raises the error that the answer means otherwise.
+
+        Straight calls, where context managers would read better: they cost as much as the JSON of a call.
+        """
+        if not self._is_here:
+            require_network(self.name, self._shown)
         loop = asyncio.get_running_loop()
-        session = self._sessions.get(loop) or await self._open(loop)
-        headers = self._headers | more if more else self._headers
-        async with session.http.request(
+        pool = self._sessions.get(loop) or await self._open(loop)
+        headers = self._headers
+        if session and self._session_header:
+            headers = headers | {self._session_header: session}
+        response = await pool.http.request(
             method, url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False, proxy=self._proxy
-        ) as response:
-            if not 200 <= response.status < 300:
-                error = await self._read(response, upstream, cut=True)
-                raise self._failures.of_status(response.status, response.headers, error, upstream, time.time())
+        )
+        if 200 <= response.status < 300:
             if upstream and (said := reported(response.headers)) is not None:
                 self._said[upstream] = said
-            yield response
+            return response
+        try:
+            error = await self._read(response, upstream, cut=True)
+        finally:
+            response.release()
+        raise self._failures.of_status(response.status, response.headers, error, upstream, time.time())
 
     def reported(self, upstream: str) -> Reported | None:
         return self._said.pop(upstream, None)
