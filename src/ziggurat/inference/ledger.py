@@ -76,6 +76,8 @@ _COLUMN_OF = {"tenant": "namespace", "price": "price_version"}
 
 #: Rows of one commit at most, and rows kept while the file cannot be written; older ones are given up then, and that is said.
 _BATCH, _KEPT = 2_000, 100_000
+#: Rows of one statement: SQLite's oldest limit is 999 values.
+_ROWS = 40
 #: Rows that are committed without waiting for more, and seconds that fewer wait.
 _GATHER, _GATHER_SECONDS = 500, 0.02
 #: Seconds that a commit waits for another process's, and between two tries while the file cannot be written.
@@ -301,7 +303,10 @@ def open_ledger(path: Path) -> sqlite3.Connection:
 def _insert(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        connection.executemany(INSERT_CALL + CALL_VALUES, rows)
+        # Many rows in one statement: sqlite3 gives the interpreter away and takes it back once for each.
+        for at in range(0, len(rows), _ROWS):
+            some = rows[at : at + _ROWS]
+            connection.execute(INSERT_CALL + ", ".join([CALL_VALUES] * len(some)), [value for row in some for value in row])
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
