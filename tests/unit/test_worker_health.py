@@ -74,3 +74,8 @@ async def test_a_taken_port_is_an_error_at_the_start() -> None:
         with pytest.raises(OSError, match="address already in use"):
             await server.start()
         await server.close()
+
+
+def test_a_process_that_only_starts_workers_is_ready_without_one() -> None:
+    assert not Health(list, FakeClock()).ready()[0]
+    assert Health(list, FakeClock(), works=False).ready() == (True, {"busy": 0, "reasons": []})

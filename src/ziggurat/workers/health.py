@@ -35,9 +35,13 @@ class Health:
     Args:
         workers: returns the workers of this process now.
         max_poll_age: seconds after which a worker that has not heard its queue counts as dead.
+        works: False for a process that is ready without workers of its own, because it orchestrates or starts others.
     """
 
-    def __init__(self, workers: Callable[[], Sequence[Worker]], clock: Clock, max_poll_age: float = MAX_POLL_AGE) -> None:
+    def __init__(
+        self, workers: Callable[[], Sequence[Worker]], clock: Clock, max_poll_age: float = MAX_POLL_AGE, *, works: bool = True
+    ) -> None:
+        self._works = works
         self._workers = workers
         self._clock = clock
         self._max_poll_age = max_poll_age
@@ -57,7 +61,7 @@ class Health:
         workers = self._workers()
         reasons = [trouble for worker in workers if (trouble := worker.trouble())]
         if not workers:
-            reasons.append("No worker runs in this process.")
+            reasons += ["No worker runs in this process."] if self._works else []
         elif all(worker.stopping for worker in workers):
             reasons.append("The workers are draining.")
         return not reasons, {"busy": sum(worker.busy for worker in workers), "reasons": reasons}

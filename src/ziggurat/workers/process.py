@@ -78,6 +78,8 @@ class ProcessOptions(Struct, frozen=True, kw_only=True):
     health_host: str = "127.0.0.1"
     #: Age in seconds of the last successful poll at which /healthz fails.
     max_poll_age: float = MAX_POLL_AGE
+    #: False for a process that is ready without workers of its own.
+    works: bool = True
     #: File descriptor to write `Status` lines to, for a pool.
     status_fd: int | None = None
 
@@ -106,7 +108,9 @@ async def serve(
     server: HealthServer | None = None
     if options.health_port is not None:
         server = HealthServer(
-            Health(workers, clock or SystemClock(), options.max_poll_age), options.health_port, options.health_host
+            Health(workers, clock or SystemClock(), options.max_poll_age, works=options.works),
+            options.health_port,
+            options.health_host,
         )
         await server.start()
     if options.status_fd is not None:

@@ -51,7 +51,7 @@ def serve(
 
     system = System(load_settings(config), pools=None if workers else (), stay=True)
     serving = api_of(system, host, port) if api else None
-    raise typer.Exit(run_hosting(stay(system, ProcessOptions(health_port=health_port), as_json, serving)))
+    raise typer.Exit(run_hosting(stay(system, ProcessOptions(health_port=health_port, works=workers), as_json, serving)))
 
 
 def worker(

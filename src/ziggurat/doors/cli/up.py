@@ -78,7 +78,7 @@ def up(
         async with development_server(settings) as web:
             if web:
                 say(f"Temporal runs here for as long as this does; its own Web UI: {web}")
-            return await stay(system, ProcessOptions(health_port=health_port), as_json, serving, view)
+            return await stay(system, ProcessOptions(health_port=health_port, works=False), as_json, serving, view)
 
     raise typer.Exit(run_hosting(everything()))
 
