@@ -24,6 +24,7 @@ from ziggurat.orchestrator.temporal.wire import (
     Origin,
     StepInfo,
     message_payload,
+    origin_payload,
     record_payload,
     sealed_payload,
     search_payload,
@@ -161,7 +162,7 @@ def start_child(step: Step, run: Run, origin: Origin | None, now: float, place: 
     made.workflow_id = step.child
     made.workflow_type = step.name
     made.task_queue = place.task_queue
-    made.input.extend([sealed_payload(step.payload, step.child), record_payload(origin)])
+    made.input.extend([sealed_payload(step.payload, step.child), origin_payload(origin, step.child)])
     cancels = options.on_parent_end == "cancel"
     made.parent_close_policy = (
         ParentClosePolicy.PARENT_CLOSE_POLICY_REQUEST_CANCEL if cancels else ParentClosePolicy.PARENT_CLOSE_POLICY_ABANDON

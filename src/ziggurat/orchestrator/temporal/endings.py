@@ -16,6 +16,7 @@ from ziggurat.orchestrator.temporal.wire import (
     About,
     Origin,
     json_payload,
+    origin_payload,
     record_payload,
     sealed_payload,
 )
@@ -65,7 +66,7 @@ def _continue(command: WorkflowCommand, finished: Finished, run: Run, program: E
     origin = Origin(about=about, carried=run.usage, base=base, events=events, state=program.state)
     made.workflow_type = run.workflow
     made.task_queue = place.task_queue
-    made.arguments.extend([sealed_payload(finished.result or Raw(b"{}"), run.id), record_payload(origin)])
+    made.arguments.extend([sealed_payload(finished.result or Raw(b"{}"), run.id), origin_payload(origin, run.id)])
     made.memo[ABOUT_KEY].CopyFrom(record_payload(about))
     if program.state is not None:
         made.memo[STATE_KEY].CopyFrom(json_payload(program.state))

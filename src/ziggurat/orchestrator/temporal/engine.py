@@ -101,7 +101,7 @@ class TemporalOrchestrator(Orchestrator):
         self._loop = asyncio.get_running_loop()
         client = self._client = await connect(self.link, Carriage(self.payloads))
         self.searchable = await make_searchable(client, self.link)
-        self._reader = Reader(client, self.link)
+        self._reader = Reader(client, self.link, self.payloads)
         self._listing = Listing(client, self.link, self._reader, searchable=self.searchable)
         self._follower = Follower(client, self.link, self._reader, self._watchers)
         place = Placement(

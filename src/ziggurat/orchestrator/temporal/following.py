@@ -79,7 +79,7 @@ class Follower:
 
     async def _read_execution(self, run: str, execution: str, seen: int, watcher: Watcher) -> bool:
         """Read one execution to its end; returns False if another one follows."""
-        reading = Reading(await self._reader.describe(run, execution))
+        reading = await self._reader.begin(run, execution)
         told = 0
         token = b""
         while True:

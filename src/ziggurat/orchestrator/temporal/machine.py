@@ -162,7 +162,11 @@ class Machine:
 
     def _initialize(self, init: InitializeWorkflow, replaying: bool) -> None:
         second = wire.nth(init.arguments, 1)
-        origin = self.origin = wire.read_payload(second, Origin) if second is not None else Origin()
+        try:
+            origin = wire.read_origin(second, self._id, self._around.payloads) if second is not None else Origin()
+        except ZigguratError as error:
+            raise Parked(str(error)) from error
+        self.origin = origin
         about = wire.with_moment(origin.about, init.search_attributes.indexed_fields)
         if about is not origin.about:
             origin = self.origin = replace(origin, about=about)

@@ -39,7 +39,10 @@ async def begin(
 ) -> None:
     """Start an execution. Raises WorkflowAlreadyStartedError, PayloadTooLarge, LayerUnreachable."""
     origin = replace(origin, about=replace(origin.about, searchable=place.searchable))
-    arguments = [wire.json_payload(payload), wire.record_payload(origin)]
+    arguments = [wire.json_payload(payload), wire.origin_payload(origin, run)]
+    if client.data_converter.payload_codec is not None:
+        # Now, so that its size is known; what is sealed already goes through unchanged.
+        arguments = await client.data_converter.payload_codec.encode(arguments)
     check_size(arguments, f"The input of the run {run}")
     about = origin.about
     memo: dict[str, Any] = {wire.ABOUT_KEY: RawValue(wire.record_payload(about))}

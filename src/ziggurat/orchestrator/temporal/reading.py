@@ -18,6 +18,7 @@ from temporalio.client import Client
 from temporalio.converter import PayloadCodec
 from temporalio.service import RPCError, RPCStatusCode
 
+from ziggurat.artifacts import INLINE, Payloads
 from ziggurat.errors import UnknownName
 from ziggurat.orchestrator.embedded.execution import Mismatch, contradiction
 from ziggurat.orchestrator.temporal import wire
@@ -71,9 +72,9 @@ def status_of(status: int) -> Any:
 class Reading:
     """One execution: its description and its history so far."""
 
-    def __init__(self, description: Any) -> None:
+    def __init__(self, description: Any, payloads: Payloads = INLINE) -> None:
         self.description = description
-        self.translator = Translator()
+        self.translator = Translator(payloads)
         self.task_failure: HistoryEvent | None = None
         #: The last workflow task that completed.
         self.last_good = 0
@@ -98,10 +99,11 @@ class Reading:
             self._recorded[event.event_id] = int(timer) if timer.isdigit() else 0, "timer", "sleep"
         elif kind == EventType.EVENT_TYPE_START_CHILD_WORKFLOW_EXECUTION_INITIATED:
             child = event.start_child_workflow_execution_initiated_event_attributes
-            origin = wire.nth(child.input, 1)
-            number = wire.read_payload(origin, wire.Origin).about.parent_step if origin is not None else 0
-            self._recorded[event.event_id] = number, "child", child.workflow_type.name
+            self._recorded[event.event_id] = 0, "child", child.workflow_type.name
         self.translator.feed(event)
+        if event.event_id in self._recorded and not self._recorded[event.event_id][0]:
+            number = next((c[0] for c in self.translator.open_children if c[2] == self._recorded[event.event_id][2]), 0)
+            self._recorded[event.event_id] = number, *self._recorded[event.event_id][1:]
 
     @property
     def held(self) -> Held:
@@ -151,8 +153,8 @@ def _asked_instead(message: str, recorded: dict[int, tuple[int, str, str]]) -> s
 class Reader:
     """Reads runs. Every method raises UnknownName for a run that does not exist, and LayerUnreachable."""
 
-    def __init__(self, client: Client, link: LinkOptions) -> None:
-        self._client, self._link = client, link
+    def __init__(self, client: Client, link: LinkOptions, payloads: Payloads) -> None:
+        self._client, self._link, self._payloads = client, link, payloads
         self._ended: OrderedDict[str, Run] = OrderedDict()
 
     async def describe(self, run: str, execution: str = "") -> Any:
@@ -182,10 +184,14 @@ class Reader:
         if codec is not None:
             await _decode_payloads(codec, message)
 
+    async def begin(self, run: str, execution: str) -> Reading:
+        """Return a reading of an execution that has read nothing of the history yet."""
+        return Reading(await self.describe(run, execution), self._payloads)
+
     async def read(self, run: str, execution: str = "") -> Reading:
         """Return a run's description and the history of its newest execution, or of the one that is named."""
         description = await self.describe(run, execution)
-        reading = Reading(description)
+        reading = Reading(description, self._payloads)
         info = description.workflow_execution_info
         token = b""
         while True:

@@ -15,6 +15,8 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.failure.v1 import Failure
 from temporalio.api.history.v1 import HistoryEvent
 
+from ziggurat.artifacts import INLINE, Payloads
+from ziggurat.errors import ZigguratError
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.orchestrator.temporal.telling import attempt_fields, child_fields
 from ziggurat.orchestrator.temporal.verdict import completed_outcome, failed_outcome, judge, run_error
@@ -28,7 +30,8 @@ KEEP_INPUT = 2_000
 class Translator:
     """Reads one Temporal execution, which is one generation of a run: feed it the events in their order, take ours from `events`."""
 
-    def __init__(self) -> None:
+    def __init__(self, payloads: Payloads = INLINE) -> None:
+        self._payloads = payloads
         self.events: list[Event] = []
         self.origin = Origin()
         self.payload = Raw(b"{}")
@@ -113,9 +116,9 @@ class Translator:
         second = wire.nth(given.input, 1)
         if second is not None:
             try:
-                self.origin = wire.read_payload(second, Origin)
-            except msgspec.MsgspecError:
-                pass  # Another client's second argument; the run itself is parked for it.
+                self.origin = wire.read_origin(second, given.workflow_id, self._payloads)
+            except (msgspec.MsgspecError, ZigguratError):
+                pass  # Another client's second argument, or one whose store or key is not here; the run itself is parked for it.
         self._seq = self.origin.base
         for kept in self.origin.events:
             self.events.append(kept)
@@ -226,7 +229,7 @@ class Translator:
     def _child_asked(self, event: HistoryEvent, at: float) -> None:
         given = event.start_child_workflow_execution_initiated_event_attributes
         second = wire.nth(given.input, 1)
-        step = wire.read_payload(second, Origin).about.parent_step if second is not None else 0
+        step = wire.read_origin(second, given.workflow_id, self._payloads).about.parent_step if second is not None else 0
         self.starting.add(event.event_id)
         self._children[event.event_id] = step, given.workflow_id, given.workflow_type.name
 

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Raw, Struct
 from temporalio.api.common.v1 import Payload, Payloads
 
+from ziggurat.artifacts import Payloads as SealedPayloads
 from ziggurat.records import PRIORITY_NORMAL, Event, MaybeRaw, Message, Usage
 
 T = TypeVar("T")
@@ -131,6 +132,16 @@ def record_payload(record: Any) -> Payload:
 def sealed_payload(data: bytes | Raw, run: str, **metadata: bytes) -> Payload:
     """Return JSON as a payload that is sealed for a run on its way."""
     return json_payload(data, **{SEAL_MARK: run.encode()}, **metadata)
+
+
+def origin_payload(origin: Origin, run: str) -> Payload:
+    """Return where a run comes from as a payload; a long one, with the events of a retry or a fork, is stored on its way."""
+    return sealed_payload(msgspec.json.encode(origin), run)
+
+
+def read_origin(payload: Payload, run: str, payloads: SealedPayloads) -> Origin:
+    """Return where a run comes from. Raises msgspec.MsgspecError, or ZigguratError if it is stored and cannot be had now."""
+    return msgspec.json.decode(payloads.open_now(payload.data, run), type=Origin)
 
 
 def message_payload(message: Message) -> Payload:

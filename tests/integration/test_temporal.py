@@ -1,0 +1,219 @@
+"""What Temporal adds to the suite: large payloads, the same results as the embedded engine, histories read right, replays, mistakes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec import Raw
+
+from tests.conformance.temporal_servers import TemporalServer, needed, temporal_server
+from ziggurat.artifacts import INLINE
+from ziggurat.assembly import System
+from ziggurat.assembly.replaying import check_recording
+from ziggurat.errors import Conflict, LayerUnreachable
+from ziggurat.orchestrator.interface import Orchestrator
+from ziggurat.orchestrator.temporal import wire
+from ziggurat.program.definitions import task, workflow
+from ziggurat.program.primitives import patched
+from ziggurat.program.registry import Registry
+from ziggurat.records import Run, StartRequest
+from ziggurat.settings import load_settings
+from ziggurat.testing import orchestrator_programs as p
+from ziggurat.testing.generator import Generator
+from ziggurat.testing.programs import Surroundings, run_program
+from ziggurat.testing.worker_tasks import gates
+
+PATIENCE = 60.0
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
+    needed()
+    with temporal_server(tmp_path_factory.mktemp("temporal")) as running:
+        yield running
+
+
+def settings_text(server: TemporalServer, more: str = "") -> str:
+    """Return settings with a task queue that no other test uses."""
+    return f"""
+[orchestrator]
+backend = "temporal"
+url = "{server.address}"
+temporal = {{ task_queue = "i{next(_numbers)}" }}
+{more}
+"""
+
+
+@asynccontextmanager
+async def system(folder: Path, text: str) -> AsyncIterator[Orchestrator]:
+    """Run a whole system of these settings."""
+    file = folder / "ziggurat.toml"
+    file.write_text(text)
+    async with System(load_settings(file, {})) as running:
+        assert running.orchestrator is not None
+        yield running.orchestrator
+
+
+async def run_to_end(orchestrator: Orchestrator, flow: Any, *args: Any, id: str = "") -> Run:
+    """Start a run, and return it once it has ended."""
+    payload = Raw(flow.arguments.encode(args, {}))
+    run = await orchestrator.start(StartRequest(workflow=flow.name, payload=payload, id=id))
+    return await orchestrator.wait(run.id, PATIENCE)
+
+
+@task(name="tmp.double")
+async def double(text: str) -> str:
+    return text + text
+
+
+@workflow(name="tmp.large")
+async def large(text: str) -> str:
+    """Pass much through a task, twice."""
+    return await double(await double(text))
+
+
+@pytest.mark.parametrize("queue", ["", '[queue]\nbackend = "memory"'], ids=["temporal", "memory"])
+async def test_inputs_and_results_of_twenty_megabytes_just_work(server: TemporalServer, tmp_path: Path, queue: str) -> None:
+    async with system(tmp_path, settings_text(server, queue)) as orchestrator:
+        found = await run_to_end(orchestrator, large, "x" * 5_000_000)
+        assert found.status == "completed", (found.reason, found.error)
+        assert len(msgspec.json.decode(found.result or b"null")) == 20_000_000
+        # What Temporal holds of it is a few references.
+        recording = await orchestrator.record(found.id)
+        assert len(bytes(recording.temporal or b"")) < 100_000
+
+
+@workflow(name="tmp.many_steps")
+async def many_steps(name: str) -> int:
+    """Fail at the end of a history that is too long to be an input of its own."""
+    for number in range(40):
+        await double(f"{name}{number}" + "y" * 40_000)
+    await p.fail(name)
+    return 40
+
+
+async def test_a_retry_hands_a_long_history_on(server: TemporalServer, tmp_path: Path) -> None:
+    async with system(tmp_path, settings_text(server)) as orchestrator:
+        name = f"long{next(_numbers)}"
+        failed = await run_to_end(orchestrator, many_steps, name)
+        assert failed.status == "failed"
+        gates[f"{name}.mended"].set()
+        await orchestrator.retry(failed.id)
+        found = await orchestrator.wait(failed.id, PATIENCE)
+        assert (found.status, found.result) == ("completed", Raw(b"40"))
+
+
+async def _program(orchestrator: Orchestrator, seed: int, id: str) -> Any:
+    """Run a random program to its end, and return its result."""
+    generator = Generator(seed)
+    generations = generator.program()
+
+    async def send(run: str, name: str, value: int, signal_id: str) -> None:
+        await orchestrator.signal(run, name, Raw(msgspec.json.encode(value)), signal_id=signal_id)
+
+    Surroundings.send = send
+    payload = Raw(run_program.arguments.encode((generations,), {}))
+    await orchestrator.start(StartRequest(workflow=run_program.name, payload=payload, id=id))
+    for name, value in generator.signals:
+        with suppress(Conflict):
+            await send(id, name, value, name)
+    found = await orchestrator.wait(id, PATIENCE)
+    assert found.status == "completed", (seed, found.status, found.reason, found.error)
+    return msgspec.json.decode(found.result or b"null")
+
+
+@pytest.mark.parametrize("queue", ["", '[queue]\nbackend = "memory"'], ids=["temporal", "memory"])
+async def test_random_programs_end_as_on_the_embedded_engine(server: TemporalServer, tmp_path: Path, queue: str) -> None:
+    seeds = range(int(os.environ.get("ZIGGURAT_PROGRAMS", "3")))
+    (tmp_path / "embedded").mkdir()
+    async with system(tmp_path / "embedded", "") as orchestrator:
+        expected = [await _program(orchestrator, seed, f"p{seed}") for seed in seeds]
+    async with system(tmp_path, settings_text(server, queue)) as orchestrator:
+        name = f"p{next(_numbers)}"
+        found = [await _program(orchestrator, seed, f"{name}-{seed}") for seed in seeds]
+        for seed in seeds:
+            await _reads_as_it_was_driven(orchestrator, f"{name}-{seed}")
+    assert found == expected
+
+
+async def _reads_as_it_was_driven(orchestrator: Any, run: str) -> None:
+    """Check that the history, read without the program, has the positions that the program's machine counted."""
+    answer = await orchestrator.client.get_workflow_handle(run).query(wire.POSITION, result_type=int)
+    events = await orchestrator.history(run, limit=-1)
+    # The end itself is the reader's only.
+    assert events[-1].seq == answer + 1
+    assert [e.seq for e in events] == sorted({e.seq for e in events})
+
+
+async def test_other_clients_start_signal_and_query_runs(server: TemporalServer, tmp_path: Path) -> None:
+    async with system(tmp_path, settings_text(server)) as orchestrator:
+        client: Any = orchestrator.client  # type: ignore[attr-defined]
+        queue = orchestrator.link.task_queue  # type: ignore[attr-defined]
+        name = f"other{next(_numbers)}"
+        handle = await client.start_workflow("orc.tells", {"name": name}, id=name, task_queue=queue)
+        async with asyncio.timeout(PATIENCE):
+            while (await handle.query("state"))["stage"] != "second":  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await handle.signal("go", None)
+        assert await handle.result() is None
+        assert (await orchestrator.get(name)).status == "completed"
+
+
+async def test_a_breaking_change_is_caught_by_a_replay(server: TemporalServer, tmp_path: Path) -> None:
+    @workflow(name="tmp.changes")
+    async def before(name: str) -> int:
+        return await p.count(name, await p.count(name))
+
+    recordings = []
+    for number, text in enumerate((settings_text(server), "")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        async with system(folder, text) as orchestrator:
+            found = await run_to_end(orchestrator, before, "r")
+            recordings.append(await orchestrator.record(found.id))
+
+    @workflow(name="tmp.changes")
+    async def breaks(name: str) -> int:
+        return await p.stumble(name, await p.count(name))
+
+    @workflow(name="tmp.changes")
+    async def goes_on(name: str) -> int:
+        value = await p.count(name, await p.count(name))
+        return await p.count(name, value) if patched("third") else value
+
+    for recording in recordings:
+        for flow, said in ((before, ""), (goes_on, ""), (breaks, "at step 2 the history records task 'orc.count'")):
+            registry = Registry()
+            registry.add(flow)
+            contradiction = await check_recording(recording, registry, INLINE)
+            assert contradiction.startswith(said)
+            assert bool(contradiction) == bool(said), contradiction
+
+
+async def test_a_server_that_is_not_there_is_one_sentence_and_exit_code_three(tmp_path: Path) -> None:
+    file = tmp_path / "ziggurat.toml"
+    file.write_text('[orchestrator]\nbackend = "temporal"\nurl = "127.0.0.1:1"\n')
+    with pytest.raises(LayerUnreachable, match=r"127\.0\.0\.1:1 cannot be reached"):
+        async with System(load_settings(file, {})):
+            pass
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "ziggurat", "list", "--config", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "start it" in done.stderr
