@@ -81,6 +81,11 @@ def attempt_message(run: Run, step: Step, now: float) -> Message:
     )
 
 
+def activity_id(message: str, task: str) -> str:
+    """Return the id of the activity that is one attempt. It holds the step and the task, so that a contradiction names both."""
+    return f"{message.rpartition('~')[2]} {task}"
+
+
 def step_info(step: Step) -> StepInfo:
     """Return what the history keeps of a step."""
     retry = step.options.retry
@@ -102,7 +107,7 @@ def schedule_attempt(seq: int, message: Message, info: StepInfo, place: Placemen
     command = WorkflowCommand()
     made: ScheduleActivity = command.schedule_activity
     made.seq = seq
-    made.activity_id = message.id.rpartition("~")[2]
+    made.activity_id = activity_id(message.id, message.task)
     made.activity_type = message.task
     lane = message.lane
     made.task_queue = (

@@ -24,7 +24,6 @@ from temporalio.bridge.proto.activity_result.activity_result_pb2 import Activity
 from temporalio.bridge.proto.child_workflow.child_workflow_pb2 import ChildWorkflowResult
 from temporalio.bridge.proto.workflow_activation.workflow_activation_pb2 import (
     InitializeWorkflow,
-    QueryWorkflow,
     SignalWorkflow,
     WorkflowActivation,
     WorkflowActivationJob,
@@ -36,9 +35,9 @@ from ziggurat.artifacts import is_sealed
 from ziggurat.errors import ZigguratError
 from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Mismatch
 from ziggurat.orchestrator.embedded.guard import forbidden_names
-from ziggurat.orchestrator.embedded.resident import open_view
 from ziggurat.orchestrator.embedded.steps import Step
 from ziggurat.orchestrator.temporal import wire
+from ziggurat.orchestrator.temporal.answers import answer, refuse_update
 from ziggurat.orchestrator.temporal.commands import (
     attempt_message,
     keep_memo,
@@ -53,7 +52,7 @@ from ziggurat.orchestrator.temporal.program import Parked, Program, Surroundings
 from ziggurat.orchestrator.temporal.telling import attempt_fields, child_fields, limit_text, new_run_record, spent_text
 from ziggurat.orchestrator.temporal.verdict import completed_outcome, failed_outcome, judge
 from ziggurat.orchestrator.temporal.wire import Held, Origin
-from ziggurat.records import ErrorInfo, Event, Message, Run, StepView
+from ziggurat.records import ErrorInfo, Event, Message, Run
 from ziggurat.telemetry import events
 
 
@@ -119,8 +118,7 @@ class Machine:
             return
         queries = [job.query_workflow for job in jobs if job.HasField("query_workflow")]
         if queries:
-            for query in queries:
-                self._answer(query)
+            self._commands.extend(answer(query, self._program, self._seq) for query in queries)
             return
         self._now = max(self._now, act.timestamp.ToNanoseconds() / 1e9)
         for job in jobs:
@@ -142,7 +140,7 @@ class Machine:
             if job.HasField("signal_workflow"):
                 self._signal(job.signal_workflow)
             elif job.HasField("do_update"):
-                self._refuse_update(job.do_update.protocol_instance_id)
+                self._commands.append(refuse_update(job.do_update.protocol_instance_id))
         for job in jobs:
             if job.HasField("cancel_workflow"):
                 self._record("cancel_requested", detail=job.cancel_workflow.reason)
@@ -467,33 +465,6 @@ class Machine:
             self._commands.append(
                 keep_searchable(**{wire.SEARCH_STATUS: wire.search_payload(self._held.status or "running", "Keyword")})
             )
-
-    # -- questions ------------------------------------------------------------------------------------------------
-
-    def _answer(self, query: QueryWorkflow) -> None:
-        command = WorkflowCommand()
-        answer = command.respond_to_query
-        answer.query_id = query.query_id
-        program = self._program
-        if query.query_type == wire.STEPS:
-            views: list[StepView] = [open_view(s) for s in program.steps.values()] if program is not None else []
-            answer.succeeded.response.CopyFrom(wire.record_payload(views))
-        elif query.query_type == wire.STATE:
-            state = program.state if program is not None else None
-            answer.succeeded.response.CopyFrom(wire.json_payload(state if state is not None else b"null"))
-        elif query.query_type == wire.POSITION:
-            answer.succeeded.response.CopyFrom(wire.record_payload(self._seq))
-        else:
-            answer.failed.message = f"A run answers the queries {wire.STATE!r}, {wire.STEPS!r} and {wire.POSITION!r}."
-            answer.failed.application_failure_info.type = "UnknownQuery"
-        self._commands.append(command)
-
-    def _refuse_update(self, protocol: str) -> None:
-        command = WorkflowCommand()
-        command.update_response.protocol_instance_id = protocol
-        command.update_response.rejected.message = "A Ziggurat run takes signals, not updates; send a signal."
-        command.update_response.rejected.application_failure_info.type = "Unsupported"
-        self._commands.append(command)
 
 
 def _fail(completion: WorkflowActivationCompletion, message: str, type_: str) -> None:

@@ -134,11 +134,15 @@ class Reading:
 
 def _asked_instead(message: str, recorded: dict[int, tuple[int, str, str]]) -> str:
     """Return what the SDK says of a contradiction in our words: the recorded step, and what the program asked for instead."""
-    found = re.search(r"type of scheduled event '([^']*)' does not match \w+ type of \w+(?: \w+)* command '([^']*)'", message)
+    found = re.search(
+        r"id of scheduled event '\d+\.(\d+)\.\d+ ([^']*)' does not match .* command '\d+\.(\d+)\.\d+ ([^']*)'", message
+    )
     if found is not None:
-        name = found[1]
-        number, kind = next(((n, k) for n, k, recorded_name in recorded.values() if recorded_name == name), (0, "task"))
-        return f"at step {number} the history records {kind} {name!r}, but the program now asks for {kind} {found[2]!r}"
+        now = f"task {found[4]!r}" if found[3] == found[1] else f"step {found[3]}, task {found[4]!r}, there"
+        return f"at step {found[1]} the history records task {found[2]!r}, but the program now asks for {now}"
+    found = re.search(r"type of scheduled event '([^']*)' does not match \w+ type of [\w ]* command '([^']*)'", message)
+    if found is not None:
+        return f"the history records a child run of {found[1]!r}, but the program now asks for one of {found[2]!r}"
     event = re.search(r"Nondeterminism error: (\w+)[\w ]* machine does not handle this event: HistoryEvent\(id: (\d+)", message)
     if event is not None and (step := recorded.get(int(event[2]))) is not None:
         instead = _INSTEAD.get(event[1], "does something else there")

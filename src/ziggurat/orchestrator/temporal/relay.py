@@ -38,6 +38,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
 from ziggurat.errors import LayerUnreachable, Overloaded, PayloadTooLarge
+from ziggurat.orchestrator.temporal.commands import activity_id
 from ziggurat.program.failures import describe
 from ziggurat.queues.interface import Queue
 from ziggurat.queues.temporal_hand import failure_of
@@ -128,7 +129,7 @@ class Relay:
     async def _complete(self, outcome: Outcome) -> bool:
         """Complete an activity with an outcome; returns False if the server must be asked again."""
         out = self._out.get(outcome.message)
-        handle = self._handle(out or Out(outcome.message, outcome.run, "", outcome.message.rpartition("~")[2]))
+        handle = self._handle(out or Out(outcome.message, outcome.run, "", activity_id(outcome.message, outcome.task)))
         try:
             if outcome.status == "completed":
                 await handle.complete(RawValue(Payload(metadata={"encoding": b"json/plain"}, data=encode(outcome))))
