@@ -15,6 +15,7 @@ from ziggurat.doors.api.hub import Hub
 from ziggurat.doors.api.problems import RESPONSES, handle_errors
 from ziggurat.doors.api.shapes import Problem
 from ziggurat.doors.api.shield import Shield
+from ziggurat.doors.dashboard import add_dashboard
 
 PREFIX = "/api/v1"
 _ROUTERS = (
@@ -49,6 +50,7 @@ def build_app(hub: Hub, *, open_here: bool) -> FastAPI:
     app.include_router(api)
     app.include_router(health.router)
     handle_errors(app)
+    add_dashboard(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     app.add_middleware(Shield, settings=settings, gate=gate)
     if settings.origins:
