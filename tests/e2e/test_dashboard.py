@@ -226,7 +226,7 @@ def test_nothing_keeps_people_out(world: World, scheme: Any) -> None:
     for name in PAGES:
         page.goto(f"{world.url}/#/{name}")
         expect(page.locator("main h1")).to_be_visible()
-        page.wait_for_load_state("networkidle") if name not in ("runs/lost-book",) else None
+        page.wait_for_timeout(500)  # Until what it asked for is drawn; pages go on asking, so that none comes to rest.
         page.evaluate(AXE)
         found = page.evaluate("axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice']})")
         wrong += [
