@@ -17,6 +17,7 @@ from ziggurat.client import Client, Handle
 from ziggurat.errors import AccessDenied, Conflict, InvalidData, LayerUnreachable, RunFailed, UnknownName
 from ziggurat.orchestrator.http.client import HttpOrchestrator
 from ziggurat.records import Run, RunFilter
+from ziggurat.settings import ScheduleSettings
 
 
 @pytest.fixture
@@ -97,6 +98,22 @@ async def test_every_verb_works_and_fails_as_at_home(client: Client) -> None:
     assert [run.id for run in await client.runs(workflow="ask_someone")] == ["q"]
     assert await client.dead_letters() == []
     assert await client.redrive([]) == 0
+
+
+async def test_schedules_are_kept_elsewhere_too(client: Client) -> None:
+    wanted = ScheduleSettings(workflow="anywhere:ask_someone", input={"question": "Well?"}, every=86_400.0, tags={"a": "b"})
+    made = await client.schedule("daily", wanted)
+    assert (made.workflow, made.every, made.tags, made.origin) == ("ask_someone", 86_400.0, {"a": "b"}, "hand")
+    assert [schedule.name for schedule in await client.schedules()] == ["daily"]
+    await client.pause_schedule("daily", "later")
+    assert [(one.paused, one.reason) for one in await client.schedules()] == [(True, "later")]
+    await client.resume_schedule("daily")
+    handle = await client.trigger("daily")
+    assert (await handle.info()).workflow == "ask_someone"
+    assert await client.backfill("daily", 0.0, 3 * 86_400.0) == 3
+    await client.unschedule("daily")
+    with pytest.raises(UnknownName, match="daily"):
+        await client.trigger("daily")
 
 
 async def test_a_watcher_sees_tokens_and_the_end(client: Client) -> None:

@@ -17,7 +17,7 @@ from ziggurat.assembly.backends import build_queue
 from ziggurat.assembly.modules import AppRegistry, make_importable
 from ziggurat.assembly.schedules import schedule_of
 from ziggurat.assembly.secrets import plain
-from ziggurat.assembly.served import ServedWorkflow
+from ziggurat.assembly.served import ServedRegistry, ServedWorkflow
 from ziggurat.assembly.system import System
 from ziggurat.clock import SystemClock
 from ziggurat.errors import StateLocked
@@ -94,6 +94,9 @@ class Attachment:
 
     def schedule_of(self, name: str, wanted: ScheduleSettings) -> Schedule:
         """Return the schedule that a person describes. Raises ConfigurationError, InvalidData."""
+        if self.served:
+            wanted = wanted.model_copy(update={"workflow": wanted.workflow.rpartition(":")[2]})
+            return schedule_of(name, wanted, self._settings, ServedRegistry(()), origin="hand")
         return schedule_of(name, wanted, self._settings, self.registry, origin="hand")
 
     async def close(self, grace: float = 2.0) -> None:

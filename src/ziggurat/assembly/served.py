@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from ziggurat.assembly.modules import AppRegistry
 from ziggurat.codec import Codec
 from ziggurat.errors import InvalidData
 from ziggurat.program.options import RunOptions
@@ -24,6 +25,13 @@ class ServedWorkflow:
         self.what = f"the workflow {name!r}"
         self.arguments = ServedArguments(self.what)
         self.result: Codec[Any] = Codec(Any, f"The result of {self.what}")
+
+
+class ServedRegistry(AppRegistry):
+    """Knows every workflow by its name."""
+
+    def workflow(self, name: str, entry: str = "") -> Any:
+        return ServedWorkflow(name)
 
 
 class ServedArguments:

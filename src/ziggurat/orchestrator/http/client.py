@@ -22,6 +22,7 @@ from yarl import URL
 from ziggurat.errors import AccessDenied, LayerUnreachable
 from ziggurat.orchestrator.control import Failure
 from ziggurat.orchestrator.http import wire
+from ziggurat.orchestrator.http.schedules import HttpSchedules
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
 from ziggurat.orchestrator.remote import exception_of
 from ziggurat.records import STOPPED, DeadLetter, Depth, Event, Presence, Run, RunEvent, RunFilter, StartRequest, StepView
@@ -56,6 +57,7 @@ class HttpOrchestrator(Orchestrator):
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
         self._namespace = namespace
         self._session: aiohttp.ClientSession | None = None
+        self.schedules = HttpSchedules(self._ask, namespace)
 
     def __repr__(self) -> str:
         return f"<HttpOrchestrator {self.url}>"
@@ -78,7 +80,7 @@ class HttpOrchestrator(Orchestrator):
     # -- asking -------------------------------------------------------------------------------------------------
 
     async def _ask(
-        self, method: str, path: str, type_: type[T], *, body: bytes | None = None, query: Any = None, again: bool = True
+        self, method: str, path: str, type_: type[T] | None, *, body: bytes | None = None, query: Any = None, again: bool = True
     ) -> T:
         """Ask, and decode the answer. With `again`, ask again while the server does not answer."""
         give_up = asyncio.get_running_loop().time() + PATIENCE
@@ -93,7 +95,7 @@ class HttpOrchestrator(Orchestrator):
             await asyncio.sleep(pause)
             pause = min(pause * 2, 1.0)
 
-    async def _ask_once(self, method: str, path: str, type_: type[T], body: bytes | None, query: Any) -> T:
+    async def _ask_once(self, method: str, path: str, type_: type[T] | None, body: bytes | None, query: Any) -> T:
         headers = {"content-type": "application/json"} if body is not None else {}
         async with (
             self._reaching(),
@@ -103,7 +105,8 @@ class HttpOrchestrator(Orchestrator):
             if response.status >= 400:
                 raise self._failure(response.status, data)
             try:
-                return msgspec.json.decode(data, type=type_)
+                # What has no body says nothing but that it is done.
+                return msgspec.json.decode(data or b"null", type=type_)
             except msgspec.MsgspecError as error:
                 raise LayerUnreachable(
                     f"{self.url} answered with something that is not its API ({error}); check the address, and that both sides run "
