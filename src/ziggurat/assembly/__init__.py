@@ -16,12 +16,14 @@ from ziggurat.assembly.ledgers import ledger_files, recorder
 from ziggurat.assembly.models import script_models, use_models_in_child
 from ziggurat.assembly.modules import make_importable, open_registry
 from ziggurat.assembly.schedules import schedule_of
+from ziggurat.assembly.served import ServedWorkflow
 from ziggurat.assembly.system import System
 
 __all__ = [
     "LOCAL_QUEUES",
     "Attachment",
     "Mode",
+    "ServedWorkflow",
     "StateSeen",
     "System",
     "attach",

@@ -39,6 +39,8 @@ class ServedArguments:
 
     def __init__(self, what: str) -> None:
         self._what = what
+        #: The parameters and their types: only the server knows them.
+        self.fields: dict[str, Any] = {}
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Return the JSON object of a call. Raises InvalidData for arguments without names."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Self, TypeVar, cast
 
-from ziggurat.assembly import Attachment, Mode, attach
+from ziggurat.assembly import Attachment, Mode, ServedWorkflow, attach
 from ziggurat.errors import InvalidData
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.orchestrator.remote import OwnerGone
@@ -51,6 +51,9 @@ class Connection:
         """Return the workflow that a program or a person names, known to the system from now on. Raises InvalidData, UnknownName."""
         if isinstance(workflow, str):
             return cast(Workflow[..., Any], self.attachment.load_workflow(workflow))
+        given: Any = workflow
+        if isinstance(given, ServedWorkflow):
+            return cast(Workflow[..., Any], given)
         if not isinstance(workflow, Workflow):
             raise InvalidData(f"{workflow!r} is not a workflow; put @workflow on the async function.")
         self.attachment.know(workflow)

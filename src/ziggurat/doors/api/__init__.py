@@ -12,12 +12,23 @@
     POST   /api/v1/runs/{id}/resume        Run         {budget?}
     POST   /api/v1/runs/{id}/retry         Run         {}
     POST   /api/v1/runs/{id}/fork          Run         {step, input?, id?}; 201, the new run
-    DELETE /api/v1/runs/{id}               Count       deletes an ended run with its history
-
-    GET    /api/v1/schedules[/{name}]      ScheduleList, ScheduleView
-    PUT    /api/v1/schedules/{name}        ScheduleView  ScheduleOrder
-    DELETE /api/v1/schedules/{name}
-    POST   /api/v1/schedules/{name}/pause|resume|trigger|backfill
+    DELETE /api/v1/runs/{id}               Count       admin: deletes an ended run with its history
+    POST   /api/v1/bulk                    BulkView    {verb, ids? | status?, workflow?, tags?, search?, reason?, id?}; 202
+    GET    /api/v1/bulk  /bulk/{id}        BulkList, BulkView: how far it has come
+    GET    /api/v1/workflows  /{name}      WorkflowList, WorkflowView: JSON schemas of input and result, file_parameters
+    POST   /api/v1/workflows/{name}/files  UploadAnswer  multipart: files, input?; ?batch=&parameter=&tag=; one run a file
+    GET    /api/v1/approvals               ApprovalList  runs that wait for a signal, with the schema of its value; ?workflow=&after=
+    GET    /api/v1/deadletters             DeadLetterList
+    POST   /api/v1/deadletters/redrive|discard  Count  {ids} or {all: true}
+    GET    /api/v1/schedules  /{name}      ScheduleList, ScheduleView; PUT, DELETE, POST pause|resume|trigger|backfill
+    GET    /api/v1/costs                   CostList    ?by=workflow|model|day|tenant|…&since=&until=&workflow=&model=&run=
+    GET    /api/v1/queues /workers /models QueueList, WorkerList, ModelList: of the whole system, for keys of all namespaces
+    GET    /api/v1/session                 Session     who calls: {name, role, namespace, via, csrf_token, whole_system}
+    POST   /api/v1/session                 Session     {key}: log in, sets the cookie; DELETE logs out
+    GET    /api/v1/keys                    KeyList     admin; POST {name, role, namespace?, days?}, DELETE /{name}
+    GET    /api/v1/audit                   AuditPage   admin; ?before=&action=&actor=
+    GET    /api/v1/webhooks                WebhookList admin; POST /{id}/redeliver
+    GET    /healthz /readyz /metrics
 
 The shapes are in `ziggurat.doors.api.shapes`. Every error is a Problem, {"error": {"type", "message"}}: 400 or 422 bad input, 401 no
 credentials, 403 not allowed, 404 unknown or of another tenant, 409 the verb does not apply, 413 too large, 429 too often, 503 a layer

@@ -136,6 +136,11 @@ class Batch:
             item.files = described != item.value
             return bytes(arguments.encode_input(described))
         path = str(item.value)
+        if self._client.attachment.served:
+            raise InvalidData(
+                f"The file {path} is on this machine, and the workflow runs on another; upload it with "
+                f"POST /api/v1/workflows/{self._definition.name}/files."
+            )
         if (as_artifact := file_input(self._definition, path)) is not None:
             item.value, item.files = as_artifact, True
             return bytes(arguments.encode_input(with_files(self._definition, as_artifact, describe_file)))

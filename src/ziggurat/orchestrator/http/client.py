@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 #: Seconds for which a server that does not answer is asked again, where that is safe.
 PATIENCE = 15.0
+#: The same for a watcher, who has nothing better to do.
+WATCHING = 180.0
 #: Seconds that an answer may take to begin, and that a stream may be silent: the server speaks every 15.
 ANSWER, SILENCE = 60.0, 45.0
 #: Runs of one page of a list, and dead letters asked for at most.
@@ -222,13 +224,13 @@ class HttpOrchestrator(Orchestrator):
 
     async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
         last = ""
-        give_up = asyncio.get_running_loop().time() + PATIENCE
+        give_up = asyncio.get_running_loop().time() + WATCHING
         while True:
             try:
                 async with contextlib.aclosing(self._stream(run, after, last)) as events:
                     async for id, kind, data in events:
                         last = id
-                        give_up = asyncio.get_running_loop().time() + PATIENCE
+                        give_up = asyncio.get_running_loop().time() + WATCHING
                         if kind == "end":
                             return
                         if (told := wire.happening(run, kind, data)) is not None:
