@@ -151,18 +151,38 @@ def test_a_server_that_is_killed_in_an_upload_has_started_all_or_nothing_that_co
     assert weights == list(range(1, 9))
 
 
-def test_a_watcher_goes_on_when_its_server_was_killed(served: Served) -> None:
-    away = served.away
-    away.ok("start", "ask", "--input", '{"question": "Still there?"}', "--id", "q")
-    watching = away.begin("watch", "q", "--json")
-    away.until(lambda: served.ask("GET", "/runs/q")["status"] == "waiting", "it waits")
-    served.kill()
-    served.serve()
-    served.project.write("go-on", "")
-    away.ok("signal", "q", "answer", '"Yes."')
-    watched = away.end(watching)
-    assert watched.code == 0, watched.err
-    assert watched.json["result"] == "Still there? Yes. talked"
+def test_a_stream_goes_on_behind_its_last_event_when_its_server_was_killed(served: Served) -> None:
+    served.ask("POST", "/runs", {"workflow": "ask", "input": {"question": "Still there?"}, "id": "q"})
+    seen: list[int] = []
+    last = ""
+    killed = False
+    while True:
+        request = urllib.request.Request(f"{served.url}/api/v1/runs/q/events", headers={"last-event-id": last} if last else {})
+        kind = ""
+        with urllib.request.urlopen(request, timeout=60) as stream:
+            for line in stream:
+                name, _, value = line.decode().strip().partition(": ")
+                if name == "id":
+                    last = value
+                elif name == "event":
+                    kind = value
+                elif name == "data" and kind == "history":
+                    seen.append(json.loads(value)["seq"])
+                elif name == "data" and kind == "status" and not killed:
+                    break
+                if kind == "end":
+                    break
+        if kind == "end":
+            break
+        if not killed:
+            served.kill()
+            served.serve()
+            killed = True
+            served.project.write("go-on", "")
+            served.ask("POST", "/runs/q/signal", {"name": "answer", "value": "Yes."})
+    run = served.ask("GET", "/runs/q")
+    assert run["result"] == "Still there? Yes. talked"
+    assert seen == list(range(1, run["events"] + 1))
 
 
 def test_a_bulk_order_outlives_its_server(served: Served) -> None:
