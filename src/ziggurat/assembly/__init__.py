@@ -7,7 +7,7 @@ load_settings ─▶ Settings ─▶ attach ─┬─ nobody owns the state file
 
 from __future__ import annotations
 
-from ziggurat.assembly.artifacts import build_library, build_payloads, build_store, script_library
+from ziggurat.assembly.artifacts import build_keyring, build_library, build_payloads, build_store, script_library
 from ziggurat.assembly.attaching import Attachment, Mode, StateSeen, attach, look_at_state
 from ziggurat.assembly.backends import LOCAL_QUEUES, build_queue, import_queue
 from ziggurat.assembly.devserver import development_server
@@ -28,6 +28,7 @@ __all__ = [
     "System",
     "attach",
     "build_endpoint",
+    "build_keyring",
     "build_library",
     "build_models",
     "build_payloads",

@@ -34,7 +34,7 @@ EXTRAS = {
     "server": ("fastapi", "the API, the dashboard and the gateway"),
     "telemetry": ("opentelemetry.sdk", "traces"),
     "artifacts": ("obstore", "artifacts in S3, GCS and Azure"),
-    "crypto": ("cryptography", "histories encrypted at rest"),
+    "crypto": ("cryptography", "encrypted payloads"),
 }
 
 
@@ -74,6 +74,7 @@ async def _examine(config: Path | None) -> list[Finding]:
     findings += _modules(settings)
     findings += _state(settings)
     findings += [finding async for finding in _queue(settings)]
+    findings += [finding async for finding in _artifacts(settings)]
     findings += [finding async for finding in _endpoints(settings)]
     findings += _extras(settings)
     return findings
@@ -176,6 +177,42 @@ async def _queue(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("queue", backend, "ok", f"{held} messages" + (f", {dead} dead letters" if dead else ""))
 
 
+async def _artifacts(settings: Settings) -> AsyncIterator[Finding]:
+    """The artifact store and the keys: can it be reached, is each key there?"""
+    from ziggurat.artifacts import key_for
+    from ziggurat.assembly import build_keyring, build_store
+
+    url = settings.artifacts.url
+    try:
+        store = build_store(settings)
+        async with asyncio.timeout(PATIENCE):
+            # An object that is not there: to be told so needs the network and the credentials.
+            await asyncio.to_thread(store.size, key_for("", b"", encrypted=False))
+        store.close()
+    except TimeoutError:
+        yield Finding("artifacts", url, "wrong", f"No answer within {PATIENCE:g} s; check [artifacts] url and the network.", 3)
+    except Exception as error:
+        yield _wrong("artifacts", url, error)
+    else:
+        local = "://" not in url or url.startswith("file:")
+        far = local and settings.queue.backend not in ("memory", "sqlite")
+        yield Finding(
+            "artifacts", url, "note" if far else "ok", "a folder; workers on other machines need a bucket" if far else "reached"
+        )
+    wanted = settings.encryption
+    if not wanted.keys:
+        return
+    try:
+        build_keyring(settings)
+    except ZigguratError as error:
+        yield _wrong("artifacts", "encryption", error)
+    else:
+        held = f"{len(wanted.keys)} key{'s' if len(wanted.keys) > 1 else ''} can be used"
+        yield Finding(
+            "artifacts", "encryption", "ok", f"on, with the key {wanted.use!r}; {held}" if wanted.use else f"off; {held}"
+        )
+
+
 async def _endpoints(settings: Settings) -> AsyncIterator[Finding]:
     """The endpoints that routes name: reachable, key valid, model served."""
     from ziggurat.assembly import build_endpoint
@@ -213,6 +250,10 @@ async def _endpoints(settings: Settings) -> AsyncIterator[Finding]:
 def _extras(settings: Settings) -> Iterator[Finding]:
     """The optional parts: those that the settings need and that are missing are wrong, others are only noted."""
     needed = {settings.queue.backend, settings.orchestrator.backend}
+    if "://" in settings.artifacts.url and not settings.artifacts.url.startswith("file:"):
+        needed.add("artifacts")
+    if settings.encryption.keys:
+        needed.add("crypto")
     if any(endpoint.kind == "local" for endpoint in settings.inference.endpoints.values()):
         needed.add("local")
     for extra, (module, brings) in EXTRAS.items():
