@@ -95,6 +95,11 @@ class Plant:
         self.workers.append(worker)
         return worker
 
+    def at_work(self) -> list[subprocess.Popen[bytes]]:
+        """Return the workers that are up, and neither frozen nor ended."""
+        up = [worker for worker in self.workers if worker not in self.frozen and worker.poll() is None]
+        return [worker for worker in up if f"pid: {worker.pid}," in self.said("worker")]
+
     def kill_worker(self, worker: subprocess.Popen[bytes]) -> None:
         """kill -9."""
         self.workers.remove(worker)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine
@@ -202,12 +203,11 @@ class Storm:
 
     async def _strike(self, fault: Fault) -> None:
         plant, server = self.plant, self.server
-        awake = [worker for worker in plant.workers if worker not in plant.frozen and worker.poll() is None]
-        if fault.kind == "kill worker" and awake:
-            plant.kill_worker(self._chance.choice(awake))
+        if fault.kind == "kill worker":
+            plant.kill_worker(await self._victim())
             plant.start_worker()
-        elif fault.kind == "freeze worker" and len(awake) > 1:
-            worker = self._chance.choice(awake)
+        elif fault.kind == "freeze worker":
+            worker = await self._victim()
             plant.freeze(worker)
             asyncio.get_running_loop().call_later(fault.seconds, plant.thaw, worker)
         elif fault.kind == "kill orchestrator":
@@ -227,6 +227,12 @@ class Storm:
             server.pause()
             await asyncio.sleep(fault.seconds)
             server.resume()
+
+    async def _victim(self) -> subprocess.Popen[bytes]:
+        """Return a worker at work, waiting until it is not the only one: others must go on."""
+        while len(workers := self.plant.at_work()) < 2:
+            await asyncio.sleep(0.1)
+        return self._chance.choice(workers)
 
     async def runs(self) -> dict[str, Run]:
         """Return all runs by id, without results."""
