@@ -230,7 +230,7 @@ class Storm:
 
     async def _victim(self) -> subprocess.Popen[bytes]:
         """Return a worker at work, waiting until it is not the only one: others must go on."""
-        while len(workers := self.plant.at_work()) < 2:
+        while len(workers := self.plant.at_work()) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
         return self._chance.choice(workers)
 

@@ -83,6 +83,9 @@ class Delivery(Struct, frozen=True, kw_only=True):
     leased_until: float
     #: The last heartbeat's details, of an earlier delivery of the same attempt if there was one.
     heartbeat: MaybeRaw = None
+    #: Moment of this process's monotonic clock until which the lease is certainly ours, known before the lease began; infinite where
+    #: a frozen process loses none. What has not begun by then must not begin.
+    held_until: float = float("inf")
     #: True when so many earlier deliveries came to nothing that the message may be what ends its workers: run it with nothing beside it.
     suspect: bool = False
     #: What the backend needs to find the message again, opaque to everyone else.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Collection
 
 from ziggurat.clock import Clock
@@ -87,7 +88,7 @@ class LeaseKeeper:
             renewed.append(attempt)
         if not deliveries:
             return
-        until = self._clock.monotonic() + queue.options.lease
+        until = time.monotonic() + queue.options.lease
         try:
             lost = await queue.extend(deliveries, details)
         except BaseException:
@@ -95,8 +96,8 @@ class LeaseKeeper:
                 attempt.beat_dirty = True
             raise
         for attempt in renewed:
-            if attempt.message.id not in lost:
-                attempt.leased_until = until
+            if attempt.message.id not in lost and attempt.held_until < until:
+                attempt.held_until = until
         if lost:
             self._lost([delivery for delivery in deliveries if delivery.message.id in lost])
 

@@ -257,7 +257,7 @@ class Worker:
         held = self._held.get(message.id)
         if held is not None and held.stop_reason != "lost":
             # Our own lease ran out and the message came back to us: go on under the new lease instead of starting twice.
-            held.delivery, held.leased_until = delivery, self._clock.monotonic() + self._queue.options.lease
+            held.delivery, held.held_until = delivery, delivery.held_until
             return
         if delivery.suspect and self._isolation.refuses(delivery):
             self._give_back(delivery, APART)
@@ -272,7 +272,6 @@ class Worker:
             return
         self._held[message.id] = attempt
         self._begun(delivery)
-        attempt.leased_until = self._clock.monotonic() + self._queue.options.lease
         if delivery.suspect:
             self._isolation.attempt = attempt
         if self._early_cancels and message.id in self._early_cancels:

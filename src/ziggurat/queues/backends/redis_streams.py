@@ -20,6 +20,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from math import ceil
+from time import monotonic
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 from uuid import uuid4
@@ -187,12 +188,10 @@ class RedisQueue(Queue):
 
         async def look(token: str) -> list[Delivery]:
             # By our own clock, and from before the server's: so the lease is never longer than we say.
-            until, asked = self._clock.time() + self.options.lease, self._clock.monotonic()
+            until, held_until = self._clock.time() + self.options.lease, monotonic() + self.options.lease
             answer = await self._server.run("receive", wire.consumer(worker), limit, token, *rest)
-            due, deliveries, unreadable = wire.read_deliveries(answer, worker, until, self.options.trusted)
+            due, deliveries, unreadable = wire.read_deliveries(answer, worker, (until, held_until), self.options.trusted)
             self._note_due(due)
-            if self._clock.monotonic() - asked >= self.options.lease:
-                return []  # This process was frozen meanwhile: the leases are over, and others may have run what is in them.
             if unreadable:
                 await self._return_unreadable(unreadable)
             return deliveries

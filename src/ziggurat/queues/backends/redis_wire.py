@@ -206,11 +206,11 @@ _progress = msgspec.json.Decoder(list[Progress])
 
 
 def read_deliveries(
-    answer: bytes, worker: str, until: float, trusted: int
+    answer: bytes, worker: str, until: tuple[float, float], trusted: int
 ) -> tuple[float, list[Delivery], list[tuple[Delivery, str]]]:
     """Return the ms until something is due, the deliveries, and those that cannot be read, each with the reason.
 
-    `trusted` is the number of deliveries after which a message is a suspect.
+    `until` is the end of the leases by the wall clock and by the monotonic one, `trusted` the deliveries after which one is a suspect.
     """
     unreadable: list[tuple[Delivery, str]] = []
     leased: list[_Leased]
@@ -231,12 +231,13 @@ def read_deliveries(
     return due, [_delivery(it, worker, until, trusted) for it in leased], unreadable
 
 
-def _delivery(it: _Leased, worker: str, until: float, trusted: int) -> Delivery:
+def _delivery(it: _Leased, worker: str, until: tuple[float, float], trusted: int) -> Delivery:
     return Delivery(
         message=it.m,
         worker=worker,
         epoch=it.n,
-        leased_until=until,
+        leased_until=until[0],
+        held_until=until[1],
         heartbeat=it.h if it.h is not None else it.m.heartbeat,
         suspect=it.s > trusted,
         receipt=it.r,

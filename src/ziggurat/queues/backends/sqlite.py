@@ -130,8 +130,7 @@ class SqliteQueue(Queue):
                 undo=lambda found: self._store.release(found[0], 0.0, ""),
             )
             self._due = min(self._due, rate_due)
-            # In a process that was frozen meanwhile the leases are over, and others may have run what is in them.
-            return [it for it in taken if self._clock.time() < it.leased_until]
+            return taken
 
         return await self._first(take, wait)
 

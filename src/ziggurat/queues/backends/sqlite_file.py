@@ -66,6 +66,8 @@ class SqliteFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._db: sqlite3.Connection | None = None
+        #: Monotonic time at which the last transaction that writes began, once it had the lock.
+        self.began_at = 0.0
 
     def open(self) -> None:
         """Make the file and its tables if there are none. Raises QueueUnavailable."""
@@ -116,6 +118,7 @@ class SqliteFile:
         """A transaction that holds the file's one write lock from its start, so that it cannot fail half-way for want of it."""
         db = self.db
         db.execute("BEGIN IMMEDIATE")
+        self.began_at = time.monotonic()
         try:
             yield db
             db.execute("COMMIT")

@@ -281,6 +281,7 @@ class SqliteStore:
                             worker=worker,
                             epoch=epoch + 1,
                             leased_until=until,
+                            held_until=self.file.began_at + self.options.lease,
                             heartbeat=details,
                             suspect=suspect,
                             receipt=seq,
