@@ -38,7 +38,7 @@ from ziggurat.inference.interface import Endpoint, ModelConfig
 from ziggurat.inference.retrying import RetryOptions
 from ziggurat.inference.router import Router
 from ziggurat.program import llm
-from ziggurat.records import ChatMessage, Chunk, Prompt, Tool
+from ziggurat.records import ChatMessage, Chunk, EmbeddingPrompt, Prompt, Tool
 
 #: What each staged fault must be, and whether the call may have been billed.
 FAULTS: dict[str, tuple[type[InferenceError], bool]] = {
@@ -73,6 +73,8 @@ class EndpointSuite(ABC):
     #: A model that the endpoint serves, and one that it does not; None if it serves whatever is named.
     upstream = "m"
     unknown: str | None = None
+    #: The endpoint has embeddings of the model.
+    embeds = True
     #: A prompt that takes the endpoint seconds, so that it can be cancelled in the middle.
     long = prompt("Write a very long story.", max_tokens=400)
 
@@ -128,6 +130,20 @@ class EndpointSuite(ABC):
         finally:
             await other.close()
         assert "".join(c.text for c in chunks) == first.text
+
+    async def test_embeddings_are_one_vector_a_text_in_order(self, endpoint: Endpoint) -> None:
+        asked = EmbeddingPrompt(inputs=["a red fox", "stock prices", "a red fox"])
+        if not self.embeds:
+            with pytest.raises(ModelNotFound):
+                await endpoint.embed(asked, self.upstream)
+            return
+        found = await endpoint.embed(asked, self.upstream)
+        first, second, third = found.vectors
+        assert first == pytest.approx(third, abs=1e-3)
+        assert first != pytest.approx(second, abs=1e-3)
+        assert len(first) == len(second) > 1
+        assert (found.usage.calls, found.usage.output_tokens) == (1, 0)
+        assert found.usage.input_tokens > 0
 
     async def test_max_tokens_ends_an_answer_with_length(self, endpoint: Endpoint) -> None:
         asked = prompt("Write a long story about the sea.", max_tokens=3)

@@ -35,7 +35,7 @@ from ziggurat.errors import (
 from ziggurat.inference import wire
 from ziggurat.inference.backends import weights
 from ziggurat.inference.interface import Capabilities, Endpoint, EndpointConfig
-from ziggurat.records import Chunk, Completion, Prompt
+from ziggurat.records import Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt
 
 #: The model that needs no settings.
 BUILT_IN = "smollm2"
@@ -85,7 +85,8 @@ class LocalEndpoint(Endpoint):
         super().__init__(config)
         self.options = options
         self._progress = progress
-        self._engines: dict[str, _Engine] = {}
+        #: By model, and whether they embed: llama.cpp loads a model for one of the two.
+        self._engines: dict[tuple[str, bool], _Engine] = {}
         self._lock = threading.Lock()
 
     def capabilities(self, upstream: str) -> Capabilities:
@@ -147,6 +148,26 @@ class LocalEndpoint(Endpoint):
             timer.cancel()
             job.stop(future)
 
+    async def embed(self, prompt: EmbeddingPrompt, upstream: str) -> Embeddings:
+        """Return the mean of the last layer over each text's tokens, of length 1: any model can, models made for it do better."""
+        if prompt.dimensions is not None:
+            text = f"The local model {upstream!r} has vectors of one length; leave dimensions out."
+            raise RequestRejected(text, endpoint=self.name, model=upstream)
+        limit = self.config.timeouts.total if prompt.timeout is None else min(prompt.timeout, self.config.timeouts.total)
+        future = self._engine(upstream, embeds=True).embed(msgspec.json.decode(wire.embedding_body(prompt, upstream)))
+        try:
+            async with asyncio.timeout(limit):
+                answer = await asyncio.wrap_future(future)
+        except TimeoutError:
+            raise self._late(limit, upstream) from None
+        finally:
+            future.cancel()
+        try:
+            return wire.decode_embeddings(msgspec.json.encode(answer), len(prompt.inputs))
+        except wire.ErrorBody as error:
+            kind = ContextTooLong if "too large" in error.message or "context" in error.type else RequestRejected
+            raise kind(f"llama.cpp refuses these texts: {error.message}", endpoint=self.name, model=upstream) from None
+
     async def models(self) -> list[str]:
         return [BUILT_IN, *self.options.models]
 
@@ -175,7 +196,7 @@ class LocalEndpoint(Endpoint):
             return "llama.cpp is installed and the local model is on this machine."
         return f"llama.cpp is installed; the local model, {weights.SIZE_BYTES // 1_000_000} MB, is fetched at its first call."
 
-    def _engine(self, upstream: str) -> _Engine:
+    def _engine(self, upstream: str, *, embeds: bool = False) -> _Engine:
         if upstream != BUILT_IN and upstream not in self.options.models:
             known = ", ".join([BUILT_IN, *self.options.models])
             raise ModelNotFound(
@@ -184,10 +205,11 @@ class LocalEndpoint(Endpoint):
                 model=upstream,
             )
         with self._lock:
-            engine = self._engines.get(upstream)
+            engine = self._engines.get((upstream, embeds))
             # llama.cpp's threads do not survive a fork, so a forked process loads its own.
             if engine is None or engine.process != os.getpid():
-                engine = self._engines[upstream] = _Engine(self.name, upstream, self.options, self._progress)
+                engine = _Engine(self.name, upstream, self.options, self._progress, embeds=embeds)
+                self._engines[upstream, embeds] = engine
             return engine
 
     def _body(self, prompt: Prompt, upstream: str, *, stream: bool) -> bytes:
@@ -287,8 +309,11 @@ def _forward(event: bytes, put: Callable[[Chunk | BaseException | None], None]) 
 class _Engine:
     """One loaded model and the threads that work for it. Loaded by its first job, so that a process that never calls it stays small."""
 
-    def __init__(self, endpoint: str, upstream: str, options: LocalOptions, progress: weights.Progress | None) -> None:
+    def __init__(
+        self, endpoint: str, upstream: str, options: LocalOptions, progress: weights.Progress | None, *, embeds: bool = False
+    ) -> None:
         self.process = os.getpid()
+        self._embeds = embeds
         self._endpoint, self._upstream, self._options, self._progress = endpoint, upstream, options, progress
         self._server: Any = None
         self._loading = threading.Lock()
@@ -298,14 +323,26 @@ class _Engine:
         """Queue a job, or only the loading; its future ends with the job, and raises what kept the model from loading."""
         return self._threads.submit(self._run, job)
 
+    def embed(self, body: dict[str, Any]) -> Future[dict[str, Any]]:
+        """Queue a request for embeddings; its future holds llama.cpp's answer, be it an error."""
+        return self._threads.submit(self._embed, body)
+
     def close(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._server = None
 
-    def _run(self, job: _Job | None) -> None:
+    def _embed(self, body: dict[str, Any]) -> dict[str, Any]:
+        self._ready()
+        answer: dict[str, Any] = self._server.handle_embeddings(body)
+        return answer
+
+    def _ready(self) -> None:
         with self._loading:
             if self._server is None:
                 self._server = self._load()
+
+    def _run(self, job: _Job | None) -> None:
+        self._ready()
         if job is None or job.stopped:
             return
         try:
@@ -327,6 +364,12 @@ class _Engine:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._options.threads or idle_cores()
         # The slots keep their last prompts, which is the prefix cache that matters; a cache in memory of up to 8 GiB is not wanted.
         params.cache_ram_mib = 0
+        if self._embeds:
+            params.embedding = True
+            params.pooling_type = library.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+            # A text is embedded in one piece, and alone: of two in one batch, the second was measured to come out wrong.
+            params.n_parallel = 1
+            params.n_ctx = params.n_batch = params.n_ubatch = self._options.context
         params.verbosity = -1
         # The library also opens a port of llama.cpp's own server on loopback. Nobody needs it, so nobody is let in.
         params.api_keys = [secrets.token_hex(16)]

@@ -97,10 +97,6 @@ class Gate:
         """Return the seconds that the endpoint is still to be left alone."""
         return self._cool_down.wait(self._clock.monotonic())
 
-    def counts_tokens(self, demand: Demand) -> bool:
-        """Say whether admission needs an estimate of the tokens."""
-        return any(rule.limits.tokens_per_minute for rule in self._rules(demand))
-
     # -- coming and going --------------------------------------------------------------------------------------------
 
     async def enter(self, demand: Demand) -> Ticket:
