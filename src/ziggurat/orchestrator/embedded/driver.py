@@ -266,8 +266,8 @@ class Driver:
             return None
         return self.load(*row)
 
-    def load(self, key: int, run: Run) -> Resident | None:
-        """Bring a run into memory and go on with it. Returns None if it had to be parked."""
+    def load(self, key: int, run: Run, *, warmed: bool = False) -> Resident | None:
+        """Bring a run into memory and go on with it, at once or when its large payloads are at hand. Returns None if it was parked."""
         events = self.reader.events(key)
         resident = Resident(key, run, events[-1].seq + 1 if events else 1)
         resident.at = events[-1].at if events else run.created_at
@@ -275,6 +275,8 @@ class Driver:
         current = current_generation(events)
         self.telling.replayed(len(current))
         resident.run = replace(run, usage=total_usage(run.carried, current))
+        if not warmed and self.stowing.warm(resident, current, self._again):
+            return resident
         if not self._bring_up(resident, current) and not resident.stalled:
             return None
         return resident if self.residents.get(run.id) is resident else None
@@ -293,9 +295,6 @@ class Driver:
         except Mismatch as mismatch:
             self.park(resident, contradiction(resident.run, mismatch))
         except ArtifactsUnreachable as error:
-            execution, resident.execution = resident.execution, None
-            if execution is not None:
-                execution.discard()
             self.stowing.stall(resident, error, self._again)
         except ZigguratError as error:
             self.park(resident, str(error))
@@ -303,11 +302,13 @@ class Driver:
             return True
         return False
 
-    def _again(self, resident: Resident) -> None:
+    def _again(self, resident: Resident, warmed: bool) -> None:
         """Build a program anew that had stalled."""
         if self.residents.get(resident.run.id) is resident:
             del self.residents[resident.run.id]
-            self.resident(resident.run.id)
+            row = self.reader.run(resident.run.id)
+            if row is not None and row[1].status not in STOPPED:
+                self.load(*row, warmed=warmed)
 
     def build(self, resident: Resident, events: list[Event]) -> None:
         """Make the execution and replay these events into it. Raises Mismatch, UnknownName, DefinitionError."""

@@ -41,6 +41,13 @@ class Family:
             self._refuse(parent, step, f"the id {step.child!r} belongs to a run of {child.workflow!r}")
         elif living is None and child.status in ENDED:
             driver.record(parent, self._event(parent, step, child))
+        elif living is not None and living.finishing:
+            # Its end is on the way to the disk, and the parent had no program that it could be told to.
+            driver.when_stopped(step.child, lambda _: self._look_again(parent, step))
+
+    def _look_again(self, parent: Resident, step: Step) -> None:
+        if parent.step(step.number) is step and not step.settled:
+            self.begin_child(parent, step)
 
     def _seal_and_start(self, parent: Resident, step: Step) -> None:
         stowing = self._driver.stowing

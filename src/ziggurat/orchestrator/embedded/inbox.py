@@ -62,7 +62,8 @@ class Inbox:
             return
         resident = self.driver.resident(outcome.run)
         if resident is not None and resident.stalled:
-            return  # It comes again, to a program that knows whether it waits for it.
+            self.driver.stowing.after(resident, partial(self._take, outcome))
+            return
         step = resident.step(outcome.step) if resident is not None else None
         if (
             resident is None
