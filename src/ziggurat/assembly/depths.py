@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 
 from ziggurat.queues.interface import Queue
 from ziggurat.records import Depth
@@ -13,10 +14,14 @@ INTERVAL = 5.0
 
 
 class Depths:
-    """Shows the depth of a queue while `run` runs. One process of a system does so, the one that orchestrates: sums stay right."""
+    """Shows the depth of a queue while `run` runs. One process of a system does so, the one that orchestrates: sums stay right.
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+    Args:
+        named: returns the queues that are shown although they are empty, so that a graph begins at 0.
+    """
+
+    def __init__(self, queue: Queue, named: Callable[[], Iterable[str]] = lambda: ("default",)) -> None:
+        self._queue, self._named = queue, named
         self._seen: dict[str, Depth] = {}
 
     async def run(self) -> None:
@@ -26,7 +31,7 @@ class Depths:
             while True:
                 try:
                     # A queue that is empty and forgotten goes to 0 rather than away.
-                    self._seen = {**dict.fromkeys(self._seen, Depth()), **await self._queue.depth()}
+                    self._seen = {**dict.fromkeys((*self._named(), *self._seen), Depth()), **await self._queue.depth()}
                 except Exception:
                     # The queue's own users report what is wrong with it; the looking goes on.
                     self._seen = {}

@@ -188,7 +188,7 @@ class System:
         if self._stay:
             await take_over_schedules(settings, self.registry, orchestrator.schedules)
         if self._drive:
-            looking = asyncio.create_task(Depths(self.queue).run(), name="ziggurat-depths")
+            looking = asyncio.create_task(Depths(self.queue, self._shown_queues).run(), name="ziggurat-depths")
             self._stack.push_async_callback(_end, looking)
 
     async def _open_control(self) -> None:
@@ -198,6 +198,9 @@ class System:
         await self.control.open(path)
         self._stack.push_async_callback(self.control.close)
         cast(Any, self.orchestrator).lock.announce(str(path))
+
+    def _shown_queues(self) -> set[str]:
+        return {"default"} | {task.options_.queue for task in self.registry.tasks() if not task.name.startswith("ziggurat.")}
 
     def serve_named_queues(self) -> None:
         """Let pools with "*" serve the queues of tasks that were defined since the system opened."""

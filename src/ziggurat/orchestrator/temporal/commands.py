@@ -30,6 +30,7 @@ from ziggurat.orchestrator.temporal.wire import (
     search_payload,
     task_queue,
 )
+from ziggurat.orchestrator.tracing import carried, passed_on
 from ziggurat.records import Concurrency, Lane, Message, Rate, Run, message_id
 
 #: Seconds that Temporal waits, past an attempt's own limit, before it holds the attempt for lost: the worker, which knows the limit too,
@@ -78,6 +79,7 @@ def attempt_message(run: Run, step: Step, now: float) -> Message:
         heartbeat=step.heartbeat,
         concurrency=Concurrency(step.bound["concurrency"], concurrency.limit) if concurrency is not None else None,
         rate=Rate(step.bound["rate"], rate[0], rate[1]) if rate is not None else None,
+        trace=carried(run, step.number),
     )
 
 
@@ -158,6 +160,7 @@ def start_child(step: Step, run: Run, origin: Origin | None, now: float, place: 
             created_at=now,
             parent=run.id,
             parent_step=step.number,
+            trace=passed_on(run, step.number),
             searchable=place.searchable,
         )
         origin = Origin(about=about)

@@ -56,6 +56,7 @@ def _continue(command: WorkflowCommand, finished: Finished, run: Run, program: E
         parent_step=run.parent_step,
         forked_from=run.forked_from,
         seed=run.seed,
+        trace=run.trace,
         searchable=place.searchable,
     )
     at = program.loop.time()

@@ -195,6 +195,7 @@ class TemporalOrchestrator(Orchestrator):
             priority=request.priority,
             budget_usd=request.budget_usd,
             created_at=now,
+            trace=request.trace,
         )
         origin = wire.Origin(about=about)
         try:

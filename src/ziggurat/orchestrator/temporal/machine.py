@@ -36,6 +36,8 @@ from ziggurat.errors import ZigguratError
 from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Mismatch
 from ziggurat.orchestrator.embedded.guard import forbidden_names
 from ziggurat.orchestrator.embedded.steps import Step
+from ziggurat.orchestrator.embedded.telling import Telling
+from ziggurat.orchestrator.embedded.watching import Watchers
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.orchestrator.temporal.answers import answer, refuse_update
 from ziggurat.orchestrator.temporal.commands import (
@@ -54,6 +56,8 @@ from ziggurat.orchestrator.temporal.verdict import completed_outcome, failed_out
 from ziggurat.orchestrator.temporal.wire import Held, Origin
 from ziggurat.records import ErrorInfo, Event, Message, Run
 from ziggurat.telemetry import events
+
+_telling = Telling(Watchers())
 
 
 class Machine:
@@ -248,6 +252,7 @@ class Machine:
             return
         self._seq += 1
         event = Event(seq=self._seq, kind=kind, at=self._now, **fields)
+        self._tell(event, program)
         if event.usage is not None:
             self.run = replace(self.run, usage=self.run.usage + event.usage)
         if kind in INFORMATIVE:
@@ -257,6 +262,13 @@ class Machine:
         else:
             self._apply(event, program)
         self._harvest()
+
+    def _tell(self, event: Event, program: Program) -> None:
+        """Tell of what happens, and not of what is replayed, as metrics and as spans."""
+        if program.replaying:
+            return
+        step = program.steps.get(event.step) if event.step and not event.requested_at else None
+        _telling.event(self.run, replace(event, requested_at=step.requested_at) if step is not None else event)
 
     def _apply(self, event: Event, program: Program) -> None:
         try:
@@ -452,6 +464,9 @@ class Machine:
             self._commands.append(keep_searchable(**{wire.SEARCH_COST: wire.search_payload(cost, "Double")}))
         if finished is not None and not self._held.status and not self._ended:
             self._ended = True
+            if finished.status != "continued":
+                kind: Any = f"run_{finished.status}"
+                self._tell(Event(seq=self._seq + 1, kind=kind, at=self._now, error=finished.error), program)
             self._commands.extend(end_commands(finished, self.run, program, self._seq, self._place))
 
     def _tell_held(self) -> None:

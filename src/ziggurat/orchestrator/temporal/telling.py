@@ -36,6 +36,7 @@ def new_run_record(run_id: str, workflow: str, payload: Raw, origin: Origin, now
         parent_step=about.parent_step,
         forked_from=about.forked_from,
         seed=about.seed,
+        trace=about.trace,
         state=origin.state,
     )
 

@@ -62,6 +62,8 @@ class About(Struct, frozen=True, omit_defaults=True, kw_only=True):
     forked_from: str = ""
     #: What chance is seeded with, where it is not the id.
     seed: str = ""
+    #: W3C traceparent of the parent's step, or of whoever started it.
+    trace: str = ""
     #: What the arguments are sealed for, where it is not the run: a schedule gives the same to all of its runs.
     sealed_for: str = ""
     #: Whether the namespace had our search attributes when the run started: a replay must write them again, or not, as it was then.
