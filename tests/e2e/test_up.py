@@ -150,7 +150,7 @@ def test_a_burst_brings_workers_the_busy_are_spared_and_then_there_are_none(held
     assert up.pool["running"] == 2
     let_go(held, *names)
     up.until(lambda: up.workers() == 0, "the last one goes too")
-    assert up.last["runs"] == {"completed": 1}
+    up.until(lambda: up.last["runs"] == {"completed": 1}, "the run has completed")
     assert attempts(held, "burst") == [("completed", 1)] * 6
     assert "Stopped. No run is unfinished." in up.end(signal.SIGTERM)
 

@@ -143,7 +143,9 @@ async def test_the_nursery_ends_with_its_pool() -> None:
 
 async def test_a_nursery_that_cannot_start_is_a_trouble_of_the_pool(tmp_path: Path) -> None:
     for command in (["/no/such/program"], [sys.executable, "-c", "import sys; sys.exit(3)"]):
-        pool = ProcessPool("missing", ["x"], starter=NurseryStarter(command, os.environ))
+        starter = NurseryStarter(command, os.environ)
+        pool = ProcessPool("missing", ["x"], starter=starter)
         await pool.scale(1)
         assert "cannot be started" in (await pool.look()).trouble
         await pool.close(0.0)
+        await starter.close()

@@ -120,7 +120,9 @@ class NurseryStarter(Starter):
 
     async def _start(self, arguments: Sequence[str], status: int, output: IO[bytes] | None) -> Started:
         await self.prepare()
-        assert self._socket is not None
+        used, listening = self._socket, self._listening
+        assert used is not None
+        assert listening is not None
         loop = asyncio.get_running_loop()
         self._count += 1
         number = self._count
@@ -128,9 +130,14 @@ class NurseryStarter(Starter):
         request = Request(number, list(arguments), output is not None)
         descriptors = [status, *([output.fileno()] if output is not None else [])]
         try:
-            socket.send_fds(self._socket, [msgspec.json.encode(request)], descriptors)
+            socket.send_fds(used, [msgspec.json.encode(request)], descriptors)
             async with asyncio.timeout(PATIENCE):
                 pid = await started
+        except ConnectionError:
+            # Its end may not have been heard here yet; without this the next start would ask the same one.
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+            raise
         except TimeoutError:
             raise OSError(f"the process that forks workers did not answer within {PATIENCE:.0f} s") from None
         finally:
@@ -283,7 +290,6 @@ def _become_worker(
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.close(output)
-        gc.unfreeze()
         code = work(request.arguments, descriptors[0])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
