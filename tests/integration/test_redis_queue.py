@@ -411,6 +411,14 @@ async def test_a_client_whose_clock_is_minutes_off_does_no_harm(any_server: Redi
             pass
         assert second.message.id in ids(returned)
         assert await off.settle([(second, outcome_of(second))]) == {second.message.id}
+        for sender, receiver in ((off, right), (right, off)):
+            await sender.send([message(deadline=sender._clock.time() + 60, queue="timed")])
+            (timed,) = await receiver.receive(["timed"], 1, worker="w", wait=5.0)
+            assert timed.message.deadline is not None
+            assert abs(timed.message.deadline - receiver._clock.time() - 60) < 5.0, (
+                "a deadline is told by the clock of the one who keeps it"
+            )
+            await receiver.settle([(timed, outcome_of(timed))])
 
 
 # -- what it costs ---------------------------------------------------------------------------------------------------

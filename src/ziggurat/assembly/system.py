@@ -74,7 +74,7 @@ class System:
         registry: AppRegistry | None = None,
     ) -> None:
         self.settings = settings
-        self._clock = clock or SystemClock()
+        self.clock = clock or SystemClock()
         self._drive, self._orchestrate = drive, orchestrate
         self._pool_names, self._scale, self._stay, self._output = pools, scale, stay, output
         #: True once `drain` was called.
@@ -132,7 +132,7 @@ class System:
         state = settings.state_path
         # Next to the state file, whose owner alone may write it.
         crashbook = state.with_name(f"{state.name}.working") if embedded and self._drive else None
-        queue = self.queue = build_queue(settings, self._clock, crashbook=crashbook)
+        queue = self.queue = build_queue(settings, self.clock, crashbook=crashbook)
         self._stack.push_async_callback(queue.close)
         if settings.queue.backend not in LOCAL_QUEUES:
             await queue.open()
@@ -180,7 +180,7 @@ class System:
     async def _open_orchestrator(self) -> None:
         settings = self.settings
         orchestrator = build_orchestrator(
-            settings, self.queue, self.registry, self._clock, self.payloads, drive=self._drive, stay=self._stay
+            settings, self.queue, self.registry, self.clock, self.payloads, drive=self._drive, stay=self._stay
         )
         await orchestrator.open()
         self.orchestrator = orchestrator
@@ -328,6 +328,7 @@ class Pool:
             queue,
             self._system.registry,
             options=options,
+            clock=self._system.clock,
             bootstrap=child_bootstrap(settings),
             payloads=self._system.payloads,
             # A broker is reached from the thread that renews leases too, over a connection of its own.

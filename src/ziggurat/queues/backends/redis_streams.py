@@ -25,6 +25,8 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 from uuid import uuid4
 
+from msgspec.structs import replace
+
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import Overloaded, PayloadTooLarge, QueueUnavailable
 from ziggurat.queues.backends import redis_wire as wire
@@ -81,6 +83,8 @@ class RedisQueue(Queue):
         self._strays: set[asyncio.Task[Any]] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._next_tick = 0.0
+        #: Seconds by which the server's clock is ahead of ours, if it is by much.
+        self._skew = 0.0
         self._tick_sooner: asyncio.Event = asyncio.Event()
 
     async def open(self) -> None:
@@ -122,7 +126,7 @@ class RedisQueue(Queue):
             if batch.count >= BATCH or batch.size >= BATCH_BYTES:
                 batches.append(batch)
                 batch = wire.Batch()
-            batch.add(message.id, lines.of(message), encode(message))
+            batch.add(message.id, lines.of(message), encode(self._in_time(message, self._skew)))
         batches.append(batch)
         # A server's milliseconds are cut off, so a message would be early by a part of one.
         delay_ms = ceil(delay * 1000) + 1 if delay > 0 else 0
@@ -194,9 +198,16 @@ class RedisQueue(Queue):
             self._note_due(due)
             if unreadable:
                 await self._return_unreadable(unreadable)
+            if self._skew:
+                deliveries = [replace(it, message=self._in_time(it.message, -self._skew)) for it in deliveries]
             return deliveries
 
         return await self._first("w:" + view, look, wait, give_back=self.release)
+
+    @staticmethod
+    def _in_time(message: Message, skew: float) -> Message:
+        """Return a message whose deadline is told by the server's clock, or with the skew negated by ours: clocks may be minutes apart."""
+        return replace(message, deadline=message.deadline + skew) if skew and message.deadline is not None else message
 
     async def _return_unreadable(self, unreadable: list[tuple[Delivery, str]]) -> None:
         """Leave messages that this version cannot read to others; after their last delivery they are dead letters."""
@@ -346,7 +357,8 @@ class RedisQueue(Queue):
 
     async def _tick(self) -> None:
         interval = min(RECLAIM_MOST, self.options.lease / RECLAIM_PART)
-        due = await self._server.run(
+        asked = self._clock.time()
+        due, server_ms = await self._server.run(
             "tick",
             self._lease_ms,
             self.options.max_deliveries,
@@ -354,6 +366,9 @@ class RedisQueue(Queue):
             RECLAIM_BUDGET,
             round(WORKER_SECONDS * 1000),
         )
+        skew = server_ms / 1000 - (asked + self._clock.time()) / 2
+        # Less than a second may be the answer's way, and no deadline depends on it.
+        self._skew = skew if abs(skew) >= 1.0 else 0.0
         now = asyncio.get_running_loop().time()
         self._next_tick = now + min(interval, GLANCE) * random.uniform(0.8, 1.0)
         self._note_due(due)

@@ -1,5 +1,6 @@
 -- Does what is due on every queue, idle ones too: ends leases that ran out, readies delayed messages, lets rates go on. Any process may
--- call it at any time; leases are looked at once per interval, whoever calls. Returns the ms until something is due, -1 for nothing.
+-- call it at any time; leases are looked at once per interval, whoever calls. Returns the ms until something is due, -1 for nothing, and the
+-- server's time in ms.
 -- ARGV: lease in ms, deliveries after which a message is given up, interval in ms, entries to look at in one go,
 -- ms after which workers that were not seen are forgotten.
 local lease, most, interval, budget = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -44,7 +45,7 @@ local function sweep(line)
 end
 
 if math.abs(now - tonumber(call('HGET', meta, 'looked') or 0)) < interval then
-  return due and math.max(0, due - now) or -1
+  return {due and math.max(0, due - now) or -1, now}
 end
 
 -- The cursor is kept on the server, so that a pass goes on where another process left it.
@@ -59,15 +60,15 @@ while budget > 0 do
     line, from = nil, '(' .. it
     if rest or budget <= 0 then
       call('HSET', meta, 'cursor', it .. ' ' .. (rest or '+'))
-      return 0
+      return {0, now}
     end
   end
   if #lines < 50 then
     call('HSET', meta, 'looked', now)
     call('HDEL', meta, 'cursor')
     if sweeping then call('HSET', meta, 'swept', now) end
-    return due and math.max(0, due - now) or -1
+    return {due and math.max(0, due - now) or -1, now}
   end
 end
 call('HSET', meta, 'cursor', string.sub(from, 2) .. ' +')
-return 0
+return {0, now}
