@@ -45,8 +45,9 @@ class TestTemporal(OrchestratorSuite):
     glance = 0.3
     programs = 2
     many = 20
+    deadline = 3.0
     native = True
-    options = TemporalOptions(lease=2.0, relay=0.3, sticky=1.0)
+    options = TemporalOptions(lease=4.0, relay=0.3, sticky=1.0)
 
     @pytest.fixture(autouse=True)
     def _link(self, server: TemporalServer) -> None:
@@ -75,7 +76,7 @@ class TestTemporal(OrchestratorSuite):
 class TestTemporalWithOurQueue(TestTemporal):
     """Tasks on a queue of ours, brought back by the relay; workers know nothing of Temporal."""
 
-    options = TemporalOptions(lease=2.0, relay=0.3, sticky=1.0, native=False)
+    options = TemporalOptions(lease=4.0, relay=0.3, sticky=1.0, native=False)
 
     def make_queue(self) -> Queue:
         return MemoryQueue(QueueOptions(lease=self.options.lease))

@@ -43,4 +43,6 @@ def temporal_options(settings: Settings) -> Any:
         history_limit=min(orchestrator.history_limit, defaults.history_limit),
         lease=settings.queue.lease,
         native=settings.queue.backend == "temporal",
+        # Three looks in a lease, so that one that is late loses nothing.
+        relay=min(defaults.relay, settings.queue.lease / 4),
     )

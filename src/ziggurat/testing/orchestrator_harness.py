@@ -30,6 +30,8 @@ class OrchestratorHarness(ABC):
     glance = 0.05
     #: Random programs that the suite runs.
     programs = 10
+    #: Seconds in which a task fails more than once.
+    deadline = 0.08
     #: Runs that the suite starts at once.
     many = 100
 

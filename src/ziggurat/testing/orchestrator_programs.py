@@ -99,7 +99,7 @@ async def slow() -> None:
     await asyncio.sleep(60)
 
 
-@task(name="orc.late", deadline="800ms", retry=Retry(None, initial="10ms", jitter=0))
+@task(name="orc.late", retry=Retry(None, initial="10ms", jitter=0))
 async def late(name: str) -> None:
     """Fail until the deadline of all attempts."""
     ran[name] += 1
@@ -251,7 +251,7 @@ async def leaves(name: str, policy: str) -> str:
 
 
 @workflow(name="orc.cares")
-async def cares(name: str, how: str) -> list[str]:
+async def cares(name: str, how: str, deadline: float = 0.08) -> list[str]:
     """What a failing step looks like to the workflow."""
     try:
         if how == "value":
@@ -261,7 +261,7 @@ async def cares(name: str, how: str) -> list[str]:
         elif how == "slow":
             await slow()
         elif how == "late":
-            await late(name)
+            await late.options(deadline=deadline)(name)
         elif how == "silent":
             await silent()
         elif how == "child":

@@ -102,7 +102,7 @@ class ProgramPromises(OrchestratorHarness):
     )
     async def test_a_failure_is_what_it_would_be_without_a_run(self, how: str, expected: list[str]) -> None:
         async with self.running():
-            run = await self.start(p.cares, self.name, how)
+            run = await self.start(p.cares, self.name, how, self.deadline)
             found: list[str] = await self.result(run)
             assert found == [text.replace("NAME", self.name) for text in expected] or (how == "late" and found[0] == "ValueError")
             if how == "late":

@@ -1,9 +1,10 @@
-"""What a run answers to those who ask it something: queries, and updates, which it does not take."""
+"""What a run answers to those who ask it something: queries, updates, which it does not take, and a task that it cannot do."""
 
 from __future__ import annotations
 
 from temporalio.bridge.proto.workflow_activation.workflow_activation_pb2 import QueryWorkflow
 from temporalio.bridge.proto.workflow_commands.workflow_commands_pb2 import WorkflowCommand
+from temporalio.bridge.proto.workflow_completion.workflow_completion_pb2 import WorkflowActivationCompletion
 
 from ziggurat.orchestrator.embedded.execution import Execution
 from ziggurat.orchestrator.embedded.resident import open_view
@@ -37,3 +38,11 @@ def refuse_update(protocol: str) -> WorkflowCommand:
     command.update_response.rejected.message = "A Ziggurat run takes signals, not updates; send a signal."
     command.update_response.rejected.application_failure_info.type = "Unsupported"
     return command
+
+
+def fail_task(completion: WorkflowActivationCompletion, message: str, type_: str) -> None:
+    """Fail a workflow task: nothing of it is recorded but why, and Temporal tries it again."""
+    completion.failed.SetInParent()
+    completion.failed.failure.message = message
+    completion.failed.failure.source = "ziggurat"
+    completion.failed.failure.application_failure_info.type = type_

@@ -31,7 +31,7 @@ from ziggurat.orchestrator.temporal.wire import (
     task_queue,
 )
 from ziggurat.orchestrator.tracing import carried, passed_on
-from ziggurat.records import Concurrency, Lane, Message, Rate, Run, message_id
+from ziggurat.records import Allowance, Concurrency, Lane, Message, Rate, Run, message_id
 
 #: Seconds that Temporal waits, past an attempt's own limit, before it holds the attempt for lost: the worker, which knows the limit too,
 #: is to say so first, and its coroutine may take a while to clean up.
@@ -59,7 +59,7 @@ class Placement(Struct, frozen=True, kw_only=True):
 DISPATCH = "~dispatch"
 
 
-def attempt_message(run: Run, step: Step, now: float) -> Message:
+def attempt_message(run: Run, step: Step, now: float, budgets: tuple[Allowance, ...]) -> Message:
     """Return the message that carries the next attempt of a step."""
     options, concurrency, rate = step.options, step.options.concurrency, step.options.rate
     return Message(
@@ -79,6 +79,7 @@ def attempt_message(run: Run, step: Step, now: float) -> Message:
         heartbeat=step.heartbeat,
         concurrency=Concurrency(step.bound["concurrency"], concurrency.limit) if concurrency is not None else None,
         rate=Rate(step.bound["rate"], rate[0], rate[1]) if rate is not None else None,
+        budgets=budgets,
         trace=carried(run, step.number),
     )
 
@@ -147,7 +148,9 @@ def start_timer(seq: int, delay: float) -> WorkflowCommand:
     return command
 
 
-def start_child(step: Step, run: Run, origin: Origin | None, now: float, place: Placement) -> WorkflowCommand:
+def start_child(
+    step: Step, run: Run, origin: Origin | None, now: float, place: Placement, budgets: tuple[Allowance, ...]
+) -> WorkflowCommand:
     """Return the command that starts a child run. `origin` is what is left of it, where it is taken up again with its parent."""
     options = step.options
     if origin is None:
@@ -161,6 +164,7 @@ def start_child(step: Step, run: Run, origin: Origin | None, now: float, place: 
             parent=run.id,
             parent_step=step.number,
             trace=passed_on(run, step.number),
+            budgets=budgets,
             searchable=place.searchable,
         )
         origin = Origin(about=about)

@@ -20,10 +20,12 @@ from ziggurat.orchestrator.temporal.wire import (
     record_payload,
     sealed_payload,
 )
-from ziggurat.records import ErrorInfo, Event, Run, encode
+from ziggurat.records import Allowance, ErrorInfo, Event, Run, encode
 
 
-def end_commands(finished: Finished, run: Run, program: Execution, seq: int, place: Placement) -> list[WorkflowCommand]:
+def end_commands(
+    finished: Finished, run: Run, program: Execution, seq: int, place: Placement, budgets: tuple[Allowance, ...]
+) -> list[WorkflowCommand]:
     """Return the commands that end a run, or begin its next generation."""
     command = WorkflowCommand()
     usage = {USAGE_METADATA: encode(run.usage)} if run.usage.calls else {}
@@ -36,11 +38,19 @@ def end_commands(finished: Finished, run: Run, program: Execution, seq: int, pla
     elif finished.status == "cancelled":
         command.cancel_workflow_execution.details.payloads.append(json_payload(b"null", **usage))
     else:
-        _continue(command, finished, run, program, seq, place)
+        _continue(command, finished, run, program, seq, place, budgets)
     return [command]
 
 
-def _continue(command: WorkflowCommand, finished: Finished, run: Run, program: Execution, seq: int, place: Placement) -> None:
+def _continue(
+    command: WorkflowCommand,
+    finished: Finished,
+    run: Run,
+    program: Execution,
+    seq: int,
+    place: Placement,
+    budgets: tuple[Allowance, ...],
+) -> None:
     """Begin the next generation: the same id, new arguments, an empty history but for signals not taken yet."""
     made = command.continue_as_new_workflow_execution
     about = About(
@@ -57,6 +67,7 @@ def _continue(command: WorkflowCommand, finished: Finished, run: Run, program: E
         forked_from=run.forked_from,
         seed=run.seed,
         trace=run.trace,
+        budgets=budgets,
         searchable=place.searchable,
     )
     at = program.loop.time()

@@ -21,6 +21,9 @@ from ziggurat.orchestrator.temporal.runner import AnyWorkflow, MachineRunner
 from ziggurat.orchestrator.temporal.wire import task_queue
 from ziggurat.telemetry import events
 
+#: Seconds that one activation of a run may take. The guard stops programs that spin; this is for those that compute.
+ACTIVATION_LIMIT = 30
+
 
 class Hosting:
     """Drives runs in this process while it is open."""
@@ -53,6 +56,8 @@ class Hosting:
                     max_concurrent_activities=200,
                 )
             )
+        for worker in self._workers:
+            _be_patient(worker)
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def open(self) -> None:
@@ -83,3 +88,13 @@ class Hosting:
 def _report(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         events.WORKFLOW_WORKER_FAILED(error=error)
+
+
+def _be_patient(worker: Worker) -> None:
+    """Let an activation take longer than the SDK's two seconds before it is taken for stuck: decoding 20 MB of JSON on a busy machine may.
+
+    There is no public setting for it. Without this name the two seconds hold, and the task is tried again.
+    """
+    inner: Any = getattr(worker, "_workflow_worker", None)
+    if inner is not None and hasattr(inner, "_deadlock_timeout_seconds"):
+        inner._deadlock_timeout_seconds = ACTIVATION_LIMIT

@@ -39,7 +39,7 @@ from ziggurat.orchestrator.embedded.steps import Step
 from ziggurat.orchestrator.embedded.telling import Telling
 from ziggurat.orchestrator.embedded.watching import Watchers
 from ziggurat.orchestrator.temporal import wire
-from ziggurat.orchestrator.temporal.answers import answer, refuse_update
+from ziggurat.orchestrator.temporal.answers import answer, fail_task, refuse_update
 from ziggurat.orchestrator.temporal.commands import (
     attempt_message,
     keep_memo,
@@ -51,10 +51,17 @@ from ziggurat.orchestrator.temporal.commands import (
 )
 from ziggurat.orchestrator.temporal.endings import end_commands
 from ziggurat.orchestrator.temporal.program import Parked, Program, Surroundings
-from ziggurat.orchestrator.temporal.telling import attempt_fields, child_fields, limit_text, new_run_record, spent_text
-from ziggurat.orchestrator.temporal.verdict import completed_outcome, failed_outcome, judge
+from ziggurat.orchestrator.temporal.telling import (
+    attempt_fields,
+    child_fields,
+    limit_text,
+    new_run_record,
+    own_allowance,
+    spent_text,
+)
+from ziggurat.orchestrator.temporal.verdict import BUDGET_EXCEEDED, completed_outcome, failed_outcome, judge
 from ziggurat.orchestrator.temporal.wire import Held, Origin
-from ziggurat.records import ErrorInfo, Event, Message, Run
+from ziggurat.records import Allowance, ErrorInfo, Event, Message, Run
 from ziggurat.telemetry import events
 
 _telling = Telling(Watchers())
@@ -90,6 +97,8 @@ class Machine:
         self._told_state: Raw | None = None
         self._told_cost = 0.0
         self._ended = False
+        #: What its calls draw on beside its own budget.
+        self._budgets: tuple[Allowance, ...] = ()
 
     # -- the worker's side ----------------------------------------------------------------------------------------
 
@@ -103,10 +112,10 @@ class Machine:
         except Parked as parked:
             if self._around.parked is not None:
                 self._around.parked(str(parked))
-            _fail(completion, str(parked), wire.PARKED)
+            fail_task(completion, str(parked), wire.PARKED)
         except Exception as error:
             events.RUN_LEFT(trace_of=True, run=self._id)
-            _fail(completion, f"{type(error).__name__}: {error}", type(error).__name__)
+            fail_task(completion, f"{type(error).__name__}: {error}", type(error).__name__)
         return completion
 
     def discard(self) -> None:
@@ -175,6 +184,7 @@ class Machine:
         self.run = new_run_record(self._id, self._type, self._arguments(init, about), origin, self._now)
         if init.HasField("parent_workflow_info") and not self.run.parent:
             self.run = replace(self.run, parent=init.parent_workflow_info.workflow_id)
+        self._budgets = about.budgets
         self._told_state, self._told_cost = origin.state, origin.carried.cost_usd
         self._seq = origin.base
         try:
@@ -294,6 +304,8 @@ class Machine:
     def _resume(self, asked: wire.Resume | None) -> None:
         if asked is not None and asked.budget_usd is not None:
             self.run = replace(self.run, budget_usd=asked.budget_usd)
+            # Whoever resumes a child run with a budget gives it one of its own.
+            self._budgets = ()
         if self._held.status:
             self._held = Held()
             overdue, self._overdue = self._overdue, []
@@ -320,6 +332,8 @@ class Machine:
         step.attempt, step.failures = step.attempt + 1, step.failures + verdict.counts
         step.retry_at, step.heartbeat, step.dispatched = verdict.retry_at, outcome.heartbeat, False
         self._record("attempt_failed", retry_at=verdict.retry_at, detail=outcome.status, result=outcome.heartbeat, **fields)
+        if outcome.error is not None and outcome.error.type == BUDGET_EXCEEDED and not self._held.status:
+            self._held = Held("parked", outcome.error.message)
         program = self._program
         if program is not None and program.finished is None and program.steps.get(step.number) is step:
             self._wait_to_retry(step)
@@ -398,7 +412,10 @@ class Machine:
         elif step.kind == "child":
             step.dispatched = True
             self._children[step.number] = step
-            self._commands.append(start_child(step, self.run, self.origin.children.get(step.child), self._now, self._place))
+            kept = self.origin.children.get(step.child)
+            self._commands.append(
+                start_child(step, self.run, kept, self._now, self._place, self._budgets + own_allowance(self.run))
+            )
 
     def _send_attempt(self, step: Step) -> None:
         program = self._program
@@ -406,7 +423,7 @@ class Machine:
             return
         self._next_attempt += 1
         step.retry_at, step.dispatched, step.sent_at = None, True, self._now
-        message = attempt_message(self.run, step, self._now)
+        message = attempt_message(self.run, step, self._now, self._budgets + own_allowance(self.run))
         self._attempts[self._next_attempt] = step, message
         self._attempt_of[step.number] = self._next_attempt
         self._commands.append(schedule_attempt(self._next_attempt, message, step_info(step), self._place))
@@ -467,7 +484,7 @@ class Machine:
             if finished.status != "continued":
                 kind: Any = f"run_{finished.status}"
                 self._tell(Event(seq=self._seq + 1, kind=kind, at=self._now, error=finished.error), program)
-            self._commands.extend(end_commands(finished, self.run, program, self._seq, self._place))
+            self._commands.extend(end_commands(finished, self.run, program, self._seq, self._place, self._budgets))
 
     def _tell_held(self) -> None:
         if self._held == self._told_held:
@@ -480,10 +497,3 @@ class Machine:
             self._commands.append(
                 keep_searchable(**{wire.SEARCH_STATUS: wire.search_payload(self._held.status or "running", "Keyword")})
             )
-
-
-def _fail(completion: WorkflowActivationCompletion, message: str, type_: str) -> None:
-    completion.failed.SetInParent()
-    completion.failed.failure.message = message
-    completion.failed.failure.source = "ziggurat"
-    completion.failed.failure.application_failure_info.type = type_

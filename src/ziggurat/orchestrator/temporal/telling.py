@@ -9,7 +9,7 @@ from msgspec import Raw
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.orchestrator.temporal.verdict import run_error, usage_of
 from ziggurat.orchestrator.temporal.wire import Origin
-from ziggurat.records import Message, Run, Usage
+from ziggurat.records import Allowance, Message, Run, Usage
 from ziggurat.units import human_dollars
 
 
@@ -80,6 +80,13 @@ def spent_text(run: Run) -> str:
         f"The run has spent {human_dollars(run.usage.cost_usd)} of its budget of {human_dollars(run.budget_usd or 0.0)}. "
         f"Resume it with a larger one: ziggurat resume {run.id} --budget '$...'"
     )
+
+
+def own_allowance(run: Run) -> tuple[Allowance, ...]:
+    """Return the budget of a run as what its calls, and those of its children, draw on."""
+    if run.budget_usd is None:
+        return ()
+    return (Allowance(f"run:{run.id}", run.budget_usd, run.usage.cost_usd),)
 
 
 def limit_text(length: int, limit: int) -> str:

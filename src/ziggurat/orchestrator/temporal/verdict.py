@@ -15,6 +15,9 @@ from ziggurat.orchestrator.temporal.wire import StepInfo, json_payload, nth, rea
 from ziggurat.program.options import Retry
 from ziggurat.records import CallRecord, ErrorInfo, Message, Outcome, Usage, encode, outcome_of
 
+#: The type of the failure of an attempt whose next model call would have passed a budget.
+BUDGET_EXCEEDED = "ziggurat.errors.BudgetExceeded"
+
 
 class Verdict(Struct, frozen=True):
     """Either the kind of event that settles the step, or the moment of the next attempt."""
@@ -31,6 +34,9 @@ def judge(message: Message, info: StepInfo, outcome: Outcome, now: float) -> Ver
         return Verdict("step_completed")
     if outcome.status == "cancelled":
         # Nobody here cancelled it: a worker was ended before its time. That is no failure of the task's.
+        return Verdict("attempt_failed", now)
+    if outcome.error is not None and outcome.error.type == BUDGET_EXCEEDED:
+        # It parks the run, and is no failure of the task's: with a larger budget it is made again.
         return Verdict("attempt_failed", now)
     if outcome.status == "dead":
         return Verdict("step_failed", counts=True)

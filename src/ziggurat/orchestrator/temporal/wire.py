@@ -15,7 +15,7 @@ from msgspec import Raw, Struct
 from temporalio.api.common.v1 import Payload, Payloads
 
 from ziggurat.artifacts import Payloads as SealedPayloads
-from ziggurat.records import PRIORITY_NORMAL, Event, MaybeRaw, Message, Usage
+from ziggurat.records import PRIORITY_NORMAL, Allowance, Event, MaybeRaw, Message, Usage
 
 T = TypeVar("T")
 
@@ -64,6 +64,8 @@ class About(Struct, frozen=True, omit_defaults=True, kw_only=True):
     seed: str = ""
     #: W3C traceparent of the parent's step, or of whoever started it.
     trace: str = ""
+    #: The budgets of the runs that it is a child of, as they stood when it started.
+    budgets: tuple[Allowance, ...] = ()
     #: What the arguments are sealed for, where it is not the run: a schedule gives the same to all of its runs.
     sealed_for: str = ""
     #: Whether the namespace had our search attributes when the run started: a replay must write them again, or not, as it was then.
