@@ -71,6 +71,9 @@ MATRIX: dict[tuple[str, str], tuple[str, bool, Any]] = {
     ("GET", "/api/v1/queues"): ("viewer", True, None),
     ("GET", "/api/v1/workers"): ("viewer", True, None),
     ("GET", "/api/v1/models"): ("viewer", True, None),
+    ("GET", "/api/v1/models/{alias}/switches"): ("viewer", True, None),
+    ("PUT", "/api/v1/models/{alias}"): ("operator", True, {"routes": ["local:smollm2"]}),
+    ("POST", "/api/v1/models/{alias}/rollback"): ("operator", True, None),
     ("GET", "/metrics"): ("viewer", True, None),
     ("GET", "/api/v1/session"): ("viewer", False, None),
     ("POST", "/api/v1/session"): ("anyone", False, {"key": "zk_wrong"}),
@@ -101,7 +104,7 @@ async def test_the_matrix_names_every_route_and_says_of_each_what_it_declares(ca
 
 
 async def ask(caller: Caller, method: str, path: str, body: Any, run: str, unique: str) -> int:
-    place = path.replace("{id}", run).replace("{name}", "wait_for_word")
+    place = path.replace("{id}", run).replace("{name}", "wait_for_word").replace("{alias}", "fast")
     if isinstance(body, dict):
         body = {key: unique if value == "{unique}" else value for key, value in body.items()}
     if path.endswith("/events"):

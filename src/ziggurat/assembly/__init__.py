@@ -17,6 +17,7 @@ from ziggurat.assembly.models import script_models, use_models_in_child
 from ziggurat.assembly.modules import make_importable, open_registry
 from ziggurat.assembly.schedules import schedule_of
 from ziggurat.assembly.served import ServedWorkflow
+from ziggurat.assembly.switching import build_switches, follow_switches
 from ziggurat.assembly.system import System
 
 __all__ = [
@@ -34,7 +35,9 @@ __all__ = [
     "build_payloads",
     "build_queue",
     "build_store",
+    "build_switches",
     "development_server",
+    "follow_switches",
     "import_queue",
     "ledger_files",
     "look_at_state",

@@ -10,6 +10,7 @@ from ziggurat.artifacts import use_library
 from ziggurat.assembly.artifacts import build_payloads, child_settings
 from ziggurat.assembly.endpoints import build_models
 from ziggurat.assembly.ledgers import baseline, recorder
+from ziggurat.assembly.switching import follow_switches
 from ziggurat.inference.ledger import Ledger
 from ziggurat.program.llm import ModelCaller, use_models
 from ziggurat.settings import InferenceSettings, Secret, Settings, TelemetrySettings, load_settings
@@ -21,7 +22,10 @@ def script_models() -> ModelCaller:
     settings = load_settings()
     # Without a settings file there is no project, and a script leaves nothing behind.
     ledger = recorder(settings, Ledger(settings.ledger_path)) if settings.source is not None else None
-    return cast(ModelCaller, build_models(settings, ledger=ledger, baseline=baseline(settings)))
+    models = build_models(settings, ledger=ledger, baseline=baseline(settings))
+    if settings.source is not None:
+        follow_switches(models, settings)
+    return cast(ModelCaller, models)
 
 
 def child_bootstrap(settings: Settings) -> Any:
@@ -29,7 +33,12 @@ def child_bootstrap(settings: Settings) -> Any:
     from ziggurat.workers.children import Bootstrap
 
     config = {
-        "inference": _without_secrets(settings.inference.model_dump()),
+        "inference": {
+            **_without_secrets(settings.inference.model_dump()),
+            # A child knows no folder of the project.
+            "switches": str(settings.resolve(settings.inference.switches)),
+        },
+        "queue": _without_secrets(settings.queue.model_dump()),
         "payload_limit": settings.orchestrator.payload_limit,
         "telemetry": _without_secrets(settings.telemetry.model_dump()),
         **child_settings(settings),
@@ -42,8 +51,11 @@ def use_models_in_child(config: Mapping[str, Any]) -> None:
     codec.PAYLOAD_LIMIT = config["payload_limit"]
     set_up(TelemetrySettings.model_validate(config["telemetry"]))
     inference = InferenceSettings.model_validate(config["inference"])
-    settings = Settings.model_validate({"artifacts": config["artifacts"], "encryption": config["encryption"]})
-    use_models(cast(ModelCaller, build_models(settings.model_copy(update={"inference": inference}))))
+    settings = Settings.model_validate({name: config[name] for name in ("artifacts", "encryption", "queue")})
+    settings = settings.model_copy(update={"inference": inference})
+    models = build_models(settings)
+    follow_switches(models, settings)
+    use_models(cast(ModelCaller, models))
     use_library(build_payloads(settings).library)
 
 

@@ -21,6 +21,7 @@ from ziggurat.assembly.models import child_bootstrap
 from ziggurat.assembly.modules import AppRegistry, make_importable, reach_entry
 from ziggurat.assembly.scaled import ScaledPool, nursery_of, quotas_of
 from ziggurat.assembly.schedules import take_over_schedules
+from ziggurat.assembly.switching import follow_switches
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import ConfigurationError, QueueUnavailable
 from ziggurat.inference.ledger import Ledger
@@ -147,6 +148,7 @@ class System:
             ledger = Ledger(settings.ledger_path)
             self._stack.callback(ledger.close)
             models = self.models = build_models(settings, ledger=recorder(settings, ledger), baseline=baseline(settings))
+            await asyncio.to_thread(follow_switches, models, settings)
             _models.append(models)
             use_models(models)
             self._stack.push_async_callback(_forget_models, models)

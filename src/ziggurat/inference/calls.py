@@ -17,6 +17,7 @@ from ziggurat.errors import (
     RequestRejected,
 )
 from ziggurat.inference.capabilities import weakened
+from ziggurat.inference.interface import ModelConfig
 from ziggurat.inference.retrying import RetryOptions, backoff
 from ziggurat.inference.routes import Route, Standing, choose, misfit
 from ziggurat.inference.telling import Told
@@ -54,6 +55,8 @@ class Call:
         self._deadline = clock.monotonic() + self._total
         #: True if no cheaper model is left to ask.
         self.downgraded = False
+        #: What the alias meant when the call began.
+        self.config: ModelConfig | None = None
         self._rule_out()
 
     def _rule_out(self) -> None:

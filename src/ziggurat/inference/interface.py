@@ -156,6 +156,12 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
     capabilities: CapabilityOverrides = CapabilityOverrides()
     #: What it costs on every route; the endpoint's prices and the built-in tables if None.
     price: Price | None = None
+    #: The share of calls that begin with each route; empty for all with the first.
+    weights: list[float] = []
+    #: A route that gets a copy of each whole call; empty for none.
+    shadow: str = ""
+    #: Of the switch that made it so; 0 for what the settings say.
+    version: int = 0
 
 
 class Endpoint(ABC):

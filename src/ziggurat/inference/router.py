@@ -34,7 +34,9 @@ from ziggurat.inference.limits.keeper import Keeper
 from ziggurat.inference.limits.process import ProcessStore
 from ziggurat.inference.retrying import RetryOptions
 from ziggurat.inference.routes import Route, Routes, RouteView
+from ziggurat.inference.shadowing import Shadows
 from ziggurat.inference.shaping import shape
+from ziggurat.inference.switches import Follower
 from ziggurat.inference.tokens import TokenEstimator, byte_length, raw_tokens
 from ziggurat.program.context import current_attempt
 from ziggurat.program.llm import ModelCaller
@@ -87,12 +89,17 @@ class Router(ModelCaller):
         self.tokens = TokenEstimator()
         self.budgets = Budgets(self.keeper, self.clock, budgets, baseline)
         self.admission = Admission(self.tokens, self.budgets, self.clock)
+        self._shadows = Shadows(self.complete)
+        #: Follows the switches of aliases, where there are any to follow.
+        self.follower: Follower | None = None
         telling.show(self)
 
     # -- the verbs ---------------------------------------------------------------------------------------------------
 
     async def complete(self, prompt: Prompt) -> Completion:
         call = self._call(prompt, telling.begin(prompt, self.clock))
+        if call.config is not None and call.config.shadow:
+            self._shadows.cast(call.config.shadow, prompt)
         return await self._until_answered(call, lambda route: self._attempt(call, route))
 
     async def embed(self, prompt: EmbeddingPrompt) -> Embeddings:
@@ -159,6 +166,10 @@ class Router(ModelCaller):
             except TimeoutError:
                 raise call.out_of_time() from None
 
+    def config(self, model: str) -> ModelConfig | None:
+        """Return what an alias means now; None for a route that is named directly."""
+        return self._table.config(model)
+
     def set_models(self, models: Mapping[str, ModelConfig]) -> None:
         """Point the aliases anew, from the next call on. Raises UnknownName."""
         self._table.set_models(models)
@@ -194,12 +205,17 @@ class Router(ModelCaller):
 
     async def close(self) -> None:
         """Close every endpoint, and let go of what is shared."""
+        if self.follower is not None:
+            await asyncio.to_thread(self.follower.close)
+        await self._shadows.close()
         for endpoint in self.endpoints.values():
             await endpoint.close()
         await asyncio.to_thread(self.keeper.close)
 
     def _call(self, prompt: Prompt, told: telling.Told | None) -> Call:
-        call = Call(prompt, self._table.of(prompt.model), self.options, self.clock, self._rng, self.pause, told)
+        routes, config = self._table.pick(prompt.model)
+        call = Call(prompt, routes, self.options, self.clock, self._rng, self.pause, told)
+        call.config = config
         call.downgraded = self.budgets.options.downgrade in ("", prompt.model)
         return call
 
@@ -338,6 +354,7 @@ class Router(ModelCaller):
             latency=latency,
             first_token=first,
             status=status,
+            switch=call.config.version if call.config is not None else 0,
             held_usd=held,
         )
         if usage.calls or status == "unanswered":

@@ -105,15 +105,36 @@ class Routes:
         self._breakers: dict[str, Breaker] = {}
         self._direct: dict[str, list[Route]] = {}
         self._aliases: dict[str, list[Route]] = {}
+        self._models: dict[str, ModelConfig] = {}
+        self._rng = rng
         self.set_models(models)
 
     def set_models(self, models: Mapping[str, ModelConfig]) -> None:
         """Point the aliases anew. What is known of endpoints and their models stays. Raises UnknownName."""
-        self._aliases = {alias: [self._route(alias, r, model) for r in model.routes] for alias, model in models.items()}
+        aliases = {alias: [self._route(alias, r, model) for r in model.routes] for alias, model in models.items()}
+        for alias, model in models.items():
+            if model.shadow:
+                self._route(alias, model.shadow, model)  # So that one that means nothing is refused here.
+        self._aliases, self._models = aliases, dict(models)
 
     def aliases(self) -> list[str]:
         """Return the configured aliases."""
         return list(self._aliases)
+
+    def pick(self, model: str) -> tuple[list[Route], ModelConfig | None]:
+        """Return the routes in the order in which a call tries them, and what the alias means now.
+
+        By its share one route comes first; the others follow as they stand. Raises ModelNotFound.
+        """
+        routes, config = self.of(model), self._models.get(model)
+        if config is None or len(config.weights) != len(routes):
+            return routes, config
+        (first,) = self._rng.choices(range(len(routes)), config.weights)
+        return [routes[first], *routes[:first], *routes[first + 1 :]], config
+
+    def config(self, model: str) -> ModelConfig | None:
+        """Return what an alias means now; None for a route that is named directly."""
+        return self._models.get(model)
 
     def of(self, model: str) -> list[Route]:
         """Return the routes of an alias, or of "endpoint:upstream" named directly. Raises ModelNotFound."""

@@ -106,6 +106,8 @@ class CallRecord(Struct, frozen=True, omit_defaults=True, kw_only=True):
     #: Seconds from the request to the last byte, and to the first token.
     latency: float = 0.0
     first_token: float | None = None
+    #: Of the switch that chose the route; 0 where the alias means what the settings say.
+    switch: int = 0
     #: "ok", or the class name of the error; "unanswered" calls may have been billed by the provider; "stopped" is a stream that its
     #: reader left.
     status: str = "ok"

@@ -100,6 +100,10 @@ class InferenceSettings(Section):
         ".ziggurat/ledger.db",
         description="The file of model calls that no run makes; those of runs are in the state file. `ziggurat costs` reads both.",
     )
+    switches: str = Field(
+        ".ziggurat/models.json",
+        description="The file in which `ziggurat models set` points aliases elsewhere; with a Redis queue they are in Redis instead.",
+    )
     models: dict[str, ModelSettings] = Field(
         {}, description='Aliases, by name; "default" and "fast" mean the local model unless named.'
     )

@@ -30,6 +30,10 @@
     GET    /api/v1/webhooks                WebhookList admin; POST /{id}/redeliver
     GET    /healthz /readyz /metrics
 
+    PUT    /api/v1/models/{alias}          SwitchList    SwitchOrder: point an alias elsewhere
+    POST   /api/v1/models/{alias}/rollback SwitchList
+    GET    /api/v1/models/{alias}/switches SwitchList
+
 The shapes are in `ziggurat.doors.api.shapes`. Every error is a Problem, {"error": {"type", "message"}}: 400 or 422 bad input, 401 no
 credentials, 403 not allowed, 404 unknown or of another tenant, 409 the verb does not apply, 413 too large, 429 too often, 503 a layer
 is unreachable.

@@ -131,8 +131,15 @@ async def list_models(request: Request) -> views.ModelList:
         return views.ModelList(models=[])
     return views.ModelList(
         models=[
-            views.ModelView(alias=alias, routes=[_route(hub, route) for route in models.routes(alias)])
+            views.ModelView(
+                alias=alias,
+                routes=[_route(hub, route) for route in models.routes(alias)],
+                weights=config.weights,
+                shadow=config.shadow,
+                version=config.version,
+            )
             for alias in models.aliases()
+            if (config := models.config(alias)) is not None
         ]
     )
 

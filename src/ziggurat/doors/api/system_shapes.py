@@ -88,6 +88,9 @@ class ModelView(Answer):
 
     alias: str
     routes: list[RouteView]
+    weights: list[float] = Field(description="The share of calls that begin with each route; none for all with the first.")
+    shadow: str = Field(description="A route that gets a copy of each whole call, or empty.")
+    version: int = Field(description="Of the switch that holds; 0 for what the settings say.")
 
 
 class ModelList(Answer):

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ziggurat.doors.cli.common import AsJson, Config, answer_json, console, run_async, say
-from ziggurat.errors import UnknownName, ZigguratError
+from ziggurat.doors.cli.common import AsJson, Config, answer, answer_json, console, iso, run_async, say
+from ziggurat.errors import InvalidData, UnknownName, ZigguratError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ziggurat.inference.switches import Book, Switch
     from ziggurat.settings import Settings
 
 app = typer.Typer(help="Aliases of models, and where they are served.", invoke_without_command=True)
@@ -27,28 +30,156 @@ def list_models(context: typer.Context, config: Config = None, as_json: AsJson =
     from ziggurat.settings import load_settings
 
     settings = load_settings(config)
-    rows = [_describe(settings, alias, route) for alias, model in settings.inference.models.items() for route in model.routes]
+    standing = _book(settings).standing()
+    aliases = {alias: list(model.routes) for alias, model in settings.inference.models.items()}
+    aliases |= {alias: list(switch.routes) for alias, switch in standing.items()}
+    rows = [
+        {**_describe(settings, alias, route), "share": _share(standing.get(alias), index), "switched": alias in standing}
+        for alias, routes in aliases.items()
+        for index, route in enumerate(routes)
+    ]
+    rows += [
+        {**_describe(settings, alias, switch.shadow), "share": "shadow", "switched": True}
+        for alias, switch in standing.items()
+        if switch.shadow
+    ]
     if as_json:
         answer_json(rows)
         return
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("Alias", "Endpoint", "Model", "Kind", "URL", "Key"):
+    for column in ("Alias", "Endpoint", "Model", "Share", "Kind", "URL", "Key"):
         table.add_column(column, no_wrap=True)
     last = ""
     for row in rows:
-        alias = row["alias"] if row["alias"] != last else ""
+        alias = f"{row['alias']}{' (switched)' if row['switched'] else ''}" if row["alias"] != last else ""
         last = row["alias"]
-        table.add_row(alias, row["endpoint"], row["model"], row["kind"], row["base_url"], row["key"])
+        table.add_row(alias, row["endpoint"], row["model"], row["share"], row["kind"], row["base_url"], row["key"])
     console().print(table)
 
 
+def _share(switch: Switch | None, index: int) -> str:
+    """Return the share of calls that begin with a route, "" where they all begin with the first."""
+    return f"{switch.weights[index]:.0%}" if switch is not None and index < len(switch.weights) else ""
+
+
+def _book(settings: Settings) -> Book:
+    from ziggurat.assembly import build_switches
+
+    store = build_switches(settings)
+    try:
+        return store.read()
+    finally:
+        store.close()
+
+
+def _change(settings: Settings, change: Callable[[Book], Book]) -> Book:
+    from ziggurat.assembly import build_switches
+
+    store = build_switches(settings)
+    try:
+        return store.change(change)
+    finally:
+        store.close()
+
+
+def _somebody() -> str:
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # A container without a user of that number.
+        return "someone"
+
+
+@app.command("set")
+def set_model(
+    what: Annotated[
+        str, typer.Argument(metavar="ALIAS=ROUTE", help="fast=gmi:MODEL, fast=FIRST,SECOND or fast=90%:FIRST,10%:SECOND.")
+    ],
+    shadow: Annotated[
+        str, typer.Option(metavar="ROUTE", help="Send a copy of each call there, whose answer nobody waits for.")
+    ] = "",
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias elsewhere, now: workers and gateways follow within seconds, without a restart."""
+    from ziggurat.inference.switches import check_routes, parse_switch
+    from ziggurat.settings import load_settings
+
+    settings = load_settings(config)
+    alias, equals, routes = what.partition("=")
+    if not equals or not alias:
+        raise InvalidData(f"{what!r} cannot be read; write ALIAS=ROUTE, such as fast=gmi:deepseek-ai/DeepSeek-V4-Pro.")
+    switch = parse_switch(routes, shadow)
+    check_routes([*switch.routes, *([shadow] if shadow else [])], settings.inference.endpoints)
+    book = _change(settings, lambda book: book.switched(alias, switch, at=time.time(), by=_somebody()))
+    _tell(alias, book, as_json)
+
+
+@app.command()
+def rollback(
+    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="Which one.")], config: Config = None, as_json: AsJson = False
+) -> None:
+    """Take the last switch of an alias back; past the first one it is what the settings say."""
+    from ziggurat.settings import load_settings
+
+    book = _change(load_settings(config), lambda book: book.rolled_back(alias, at=time.time(), by=_somebody()))
+    _tell(alias, book, as_json)
+
+
+@app.command()
+def history(
+    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="Which one.")], config: Config = None, as_json: AsJson = False
+) -> None:
+    """List the switches of an alias, the newest first: what, when, by whom."""
+    from ziggurat.settings import load_settings
+
+    past = _book(load_settings(config)).aliases.get(alias, [])[::-1]
+    if as_json:
+        answer_json([_switch(alias, one) for one in past])
+    elif not past:
+        say(f"The model {alias!r} was never switched; it is what the settings say.")
+    for one in () if as_json else past:
+        answer(f"{one.version}  {iso(one.at)}  {one.by or '-'}  {_written(one)}")
+
+
+def _tell(alias: str, book: Book, as_json: bool) -> None:
+    switch = book.standing().get(alias)
+    if as_json:
+        answer_json(_switch(alias, switch) if switch is not None else {"alias": alias, "routes": None, "version": book.version})
+    else:
+        answer(f"{alias}: {_written(switch) if switch is not None else 'what the settings say'}")
+
+
+def _switch(alias: str, switch: Switch) -> dict[str, Any]:
+    return {
+        "alias": alias,
+        "routes": switch.routes,
+        "weights": switch.weights,
+        "shadow": switch.shadow,
+        "version": switch.version,
+        "at": iso(switch.at),
+        "by": switch.by,
+    }
+
+
+def _written(switch: Switch) -> str:
+    shares = [f"{weight:.0%}:" for weight in switch.weights] or [""] * len(switch.routes)
+    routes = ", ".join(f"{share}{route}" for share, route in zip(shares, switch.routes, strict=True))
+    return f"{routes}{f', shadowed by {switch.shadow}' if switch.shadow else ''}"
+
+
 def _describe(settings: Settings, alias: str, route: str) -> dict[str, Any]:
+    from ziggurat.settings import EndpointSettings
+
     name, _, upstream = route.partition(":")
-    endpoint = settings.inference.endpoints[name]
+    endpoint = settings.inference.endpoints.get(name) or EndpointSettings(kind="openai")
     key = ""
-    if endpoint.api_key is not None:
+    if name not in settings.inference.endpoints:
+        key = "no such endpoint here"
+    elif endpoint.api_key is not None:
         key = f"{endpoint.api_key.variable} ({'set' if endpoint.api_key.present() else 'not set'})"
     return {
         "alias": alias,

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from ziggurat.assembly import build_models, recorder
+from ziggurat.assembly import build_models, follow_switches, recorder
 from ziggurat.doors.gateway.keyring import Keyring
 from ziggurat.doors.gateway.server import Gateway
 from ziggurat.inference.ledger import Ledger, costs, current_attribution
@@ -39,6 +39,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[tuple[Gateway, Route
 
         models = build_models(settings, ledger=record)
         stack.push_async_callback(models.close)
+        await asyncio.to_thread(follow_switches, models, settings)
         rows = await asyncio.to_thread(costs, [settings.ledger_path], ("key", "day"))
         spent = {(row.group[0], row.group[1]): row.cost_usd + row.held_usd for row in rows}
         gateway = Gateway(models, settings.gateway, keys=keyring, spent=spent, every_second=keyring.refresh)

@@ -21,7 +21,7 @@ from ziggurat.errors import MissingExtra
 from ziggurat.inference.limits import interface as limits
 from ziggurat.inference.limits.book import SLOT_WAIT
 from ziggurat.inference.limits.interface import Answer, Held, Hold, LimitStore, Request, StoreDown, Take, Taken
-from ziggurat.settings.redis_url import read_url
+from ziggurat.settings.redis_url import Address, read_url
 
 #: Seconds until a connection or an answer must be there: calls wait for it.
 CONNECT_TIMEOUT, ANSWER_TIMEOUT = 1.0, 2.0
@@ -56,7 +56,7 @@ class RedisStore(LimitStore):
         self._script = (files(__package__) / "limits.lua").read_text(encoding="utf-8")
         self._sha = sha1(self._script.encode(), usedforsecurity=False).hexdigest()
         self._base = f"{{{self._address.prefix}:limits}}"
-        self._redis = _import_redis()
+        self._redis = import_redis()
 
     def run(self, holder: str, requests: Sequence[Request]) -> list[Answer]:
         moment = repr(self._clock.time()) if self._clock is not None else ""
@@ -91,34 +91,36 @@ class RedisStore(LimitStore):
 
     def _connected(self) -> Any:
         if self._client is None:
-            self._client = self._connect()
+            self._client = connect(self._address)
         return self._client
-
-    def _connect(self) -> Any:
-        address, redis = self._address, self._redis
-        options = dict(
-            address.common,
-            protocol=2,
-            retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
-            socket_connect_timeout=CONNECT_TIMEOUT,
-            socket_timeout=ANSWER_TIMEOUT,
-        )
-        if address.path:
-            return redis.Redis(unix_socket_path=address.path, **options)
-        if address.is_sentinel:
-            waits = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": ANSWER_TIMEOUT}
-            sentinels = redis.sentinel.Sentinel(list(address.nodes), sentinel_kwargs=dict(address.sentinel, **waits))
-            return sentinels.master_for(address.service, **options)
-        if address.is_cluster:
-            nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.nodes]
-            options.pop("retry")
-            return redis.cluster.RedisCluster(startup_nodes=nodes, **options)
-        host, port = address.nodes[0]
-        return redis.Redis(host=host, port=port, **options)
 
     def _down(self, error: Exception) -> StoreDown:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         return StoreDown(f"The limit store at {self._address} cannot be used ({said}). Start it, or correct {self._what}.")
+
+
+def connect(address: Address) -> Any:
+    """Return a client of a Redis for use from threads, that neither retries nor waits long. Raises redis.RedisError, OSError."""
+    redis = import_redis()
+    options = dict(
+        address.common,
+        protocol=2,
+        retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
+        socket_connect_timeout=CONNECT_TIMEOUT,
+        socket_timeout=ANSWER_TIMEOUT,
+    )
+    if address.path:
+        return redis.Redis(unix_socket_path=address.path, **options)
+    if address.is_sentinel:
+        waits = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": ANSWER_TIMEOUT}
+        sentinels = redis.sentinel.Sentinel(list(address.nodes), sentinel_kwargs=dict(address.sentinel, **waits))
+        return sentinels.master_for(address.service, **options)
+    if address.is_cluster:
+        nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.nodes]
+        options.pop("retry")
+        return redis.cluster.RedisCluster(startup_nodes=nodes, **options)
+    host, port = address.nodes[0]
+    return redis.Redis(host=host, port=port, **options)
 
 
 def _plain(request: Request) -> dict[str, Any]:
@@ -146,7 +148,7 @@ def _taken(raw: bytes) -> Taken:
     return Taken(**found, flows=tuple(float(x) for x in flows), slots=tuple(int(x) for x in slots))
 
 
-def _import_redis() -> Any:
+def import_redis() -> Any:
     try:
         redis = importlib.import_module("redis")
         importlib.import_module("redis.retry")
