@@ -214,7 +214,7 @@ class Follower:
 
     def __init__(self, store: SwitchStore, changed: Callable[[Book], None], every: float = LOOK) -> None:
         self._store, self._changed, self._every = store, changed, every
-        self._version = 0
+        self._book = Book()
         self._ending = threading.Event()
         self._silent = False
         self._thread = threading.Thread(target=self._run, name="ziggurat-switches", daemon=True)
@@ -228,14 +228,18 @@ class Follower:
         """Look at the book now."""
         try:
             book = self._store.read()
+            if book.version < self._book.version:
+                # A Redis that was emptied: versions only go up, so whoever still knows the book puts it back.
+                self._store.write(self._book, book.version)
+                return
         except LayerUnreachable as error:
             if not self._silent:
                 log.warning("%s Calls go on by what was read last.", error)
             self._silent = True
             return
         self._silent = False
-        if book.version != self._version:
-            self._version = book.version
+        if book.version != self._book.version:
+            self._book = book
             try:
                 self._changed(book)
             except ZigguratError as error:
