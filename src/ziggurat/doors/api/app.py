@@ -19,7 +19,8 @@ from ziggurat.doors.dashboard import add_dashboard
 
 PREFIX = "/api/v1"
 _ROUTERS = (
-    runs.router, orders.router, uploads.router, looks.router, inbox.router, schedules.router, switching.router, sessions.router, administration.router,
+    runs.router, orders.router, uploads.router, looks.router, inbox.router, schedules.router, switching.router,
+    sessions.router, administration.router,
 )  # fmt: skip
 
 
