@@ -1,4 +1,4 @@
-"""Runs benchmarks and writes their results: `python -m benchmarks [embedded] [queue] [gateway] [--quick] [--only NAME]`."""
+"""Runs benchmarks and writes their results: `python -m benchmarks [embedded] [queue] [gateway] [api] [--quick] [--only NAME]`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks import report
 from benchmarks.harness import PATIENCE, say
 
 #: Every benchmark is a module with `run`; the names are the arguments of this command.
-BENCHMARKS = ("embedded", "queue", "gateway")
+BENCHMARKS = ("embedded", "queue", "gateway", "api")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import report_gateway
+from benchmarks import report_api, report_gateway
 from benchmarks.harness import RESULTS, ROOT, median
 
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
@@ -180,4 +180,8 @@ def _gateway(data: Data) -> str:
     return report_gateway.render(data, _machine_line, _table)
 
 
-_RENDERERS: dict[str, Callable[[Data], str]] = {"embedded": _embedded, "queue": _queue, "gateway": _gateway}
+def _api(data: Data) -> str:
+    return "\n".join([_machine_line(data), "", *report_api.lines(data["sides"], _table), ""])
+
+
+_RENDERERS: dict[str, Callable[[Data], str]] = {"embedded": _embedded, "queue": _queue, "gateway": _gateway, "api": _api}

@@ -95,7 +95,9 @@ async def serving(system: System, host: str | None = None, port: int | None = No
 def _listen(host: str, port: int, *, explicit: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for wanted in (port,) if explicit else (port, 0):
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        # With its protocol named: asyncio sends small pieces at once (TCP_NODELAY) only on sockets that say that they are TCP, and
+        # without that every answer, a head and a body, waits 40 ms for the acknowledgement of its head.
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind((host, wanted))
