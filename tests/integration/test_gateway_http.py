@@ -316,6 +316,7 @@ def bearer(key: str) -> dict[str, str]:
 async def test_keys_say_who_may_call_what_and_are_not_in_any_answer(tmp_path: Path) -> None:
     body = {"model": "m", "messages": HELLO}
     key = create_key(tmp_path / "gateway.db", Caller(name="alice", models=frozenset({"m"}), namespace="acme"), 1.0)
+    any_alias = create_key(tmp_path / "gateway.db", Caller(name="bob"), 1.0)
     async with world(tmp_path) as w:
         right, _, _ = await w.post("/chat/completions", body, **bearer(key), **{"X-Ziggurat-Tenant": "other"})
         wrong, told, _ = await w.post("/chat/completions", body, **bearer(key + "x"))
@@ -323,7 +324,9 @@ async def test_keys_say_who_may_call_what_and_are_not_in_any_answer(tmp_path: Pa
         other, denied, _ = await w.post("/chat/completions", {**body, "model": "s"}, **bearer(key))
         async with w.http.get(w.url + "/models", headers=bearer(key)) as response:
             listed = [entry["id"] for entry in (await response.json())["data"]]
-    assert (right, wrong, none, other) == (200, 401, 401, 403)
+        direct, missing, _ = await w.post("/chat/completions", {**body, "model": "up:mock"}, **bearer(any_alias))
+    assert (right, wrong, none, other, direct) == (200, 401, 401, 403, 404)
+    assert missing["error"]["code"] == "model_not_found"
     assert told["error"]["code"] == "invalid_api_key"
     assert key not in str(told)
     assert denied["error"]["code"] == "model_not_allowed"

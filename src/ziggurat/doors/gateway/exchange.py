@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -40,6 +40,8 @@ class Exchange:
         self.id = id_
         self.created = int(time.time())
         self.caller: Caller | None = None
+        #: Returns the aliases that there are.
+        self.aliases: Callable[[], list[str]] = list
         #: On whose behalf the request is made.
         self.by = NOBODY
         #: What the caller may use and spend.
@@ -89,8 +91,14 @@ class Exchange:
     def admit(self, model: str) -> None:
         """Take in which alias is asked for. Raises Refusal if the caller may not call it."""
         self.model = model
-        if self.caller is not None:
-            self.caller.allow(model)
+        caller = self.caller
+        if caller is not None and caller.name:
+            caller.allow(model)
+            if ":" in model and not caller.models and model not in self.aliases():
+                # The router takes "endpoint:upstream" too. That is for whoever runs it: an alias may hold prices and corrections.
+                known = ", ".join(sorted(self.aliases()))
+                text = f"There is no model {model!r} for keys; the aliases are: {known}."
+                raise Refusal(404, text, code="model_not_found", param="model", again=False)
 
     def _named(self, header: str) -> str:
         value = self.request.headers.get(header, "")

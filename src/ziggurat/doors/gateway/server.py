@@ -220,7 +220,7 @@ class Gateway:
             _require_local(request)
             x.caller = ANYBODY
         x.attribute()
-        x.spends = self._spender(x.caller)
+        x.spends, x.aliases = self._spender(x.caller), self._models.aliases
         with x.accounting():
             return await handler(x, self._models)
 
