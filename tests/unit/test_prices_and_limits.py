@@ -21,7 +21,8 @@ from ziggurat.inference.ledger import Attribution, Ledger
 from ziggurat.inference.limits.process import ProcessStore
 from ziggurat.inference.metering import Meter
 from ziggurat.inference.prices import HOURLY, cost, tariff
-from ziggurat.records import CallRecord, Usage
+from ziggurat.inference.tokens import TokenEstimator
+from ziggurat.records import CallRecord, ChatMessage, Prompt, Usage
 from ziggurat.settings import load_settings
 
 USED = Usage(calls=1, input_tokens=1_000_000, cached_tokens=400_000, output_tokens=500_000, reasoning_tokens=300_000)
@@ -153,3 +154,23 @@ def test_what_was_spent_of_a_day_is_known_from_the_files(tmp_path: Path) -> None
     for companion in settings.ledger_path.parent.glob("ledger.db-*"):
         companion.unlink()
     assert known("day", "", "2026-01-01") == 0.0
+
+
+def test_an_answer_is_estimated_by_what_is_usual_and_asked_for() -> None:
+    def prompt(most: int | None) -> Prompt:
+        return Prompt(messages=[ChatMessage(role="user", content="hi")], max_tokens=most)
+
+    def answer(tokens: TokenEstimator, most: int | None) -> int:
+        return tokens.likely(prompt(most), "m") - tokens.prompt(prompt(most), "m")
+
+    tokens = TokenEstimator()
+    assert (answer(tokens, None), answer(tokens, 40), answer(tokens, 5_000)) == (256, 40, 5_000)
+    for _ in range(100):
+        tokens.answered(prompt(4_000), "m", 200)
+    # A large max_tokens is a bound and no wish: capacity is not held for what never comes.
+    assert answer(tokens, None) == 200
+    assert 190 <= answer(tokens, 4_000) <= 260
+    cut = TokenEstimator()
+    for most in [100, 300] * 50:
+        cut.answered(prompt(most), "m", most)
+    assert (answer(cut, 100), answer(cut, 300)) == (100, 300)

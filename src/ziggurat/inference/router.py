@@ -292,7 +292,7 @@ class Router(ModelCaller):
         """Return the usage, estimated from the answer's bytes and marked as such where the endpoint reports none."""
         if usage.calls:
             self.tokens.learn(raw_tokens(shaped), route.upstream, usage.input_tokens)
-            self.tokens.answered(route.upstream, usage.output_tokens)
+            self.tokens.answered(shaped, route.upstream, usage.output_tokens)
             return usage
         inputs, outputs = self.tokens.prompt(shaped, route.upstream), self.tokens.answer(size, route.upstream)
         return Usage(calls=1, input_tokens=inputs, output_tokens=outputs, estimated_tokens=inputs + outputs)

@@ -34,7 +34,9 @@ class TokenEstimator:
 
     def __init__(self) -> None:
         self._ratios: dict[str, float] = {}
+        #: How long answers usually are, and how much of their max_tokens they fill.
         self._answers: dict[str, float] = {}
+        self._filled: dict[str, float] = {}
         #: The prompt that was looked at last, and its tokens by the plain rule: an admission asks several times for one prompt.
         self._last: tuple[Prompt | None, float] = (None, 0.0)
 
@@ -52,14 +54,15 @@ class TokenEstimator:
 
     def likely(self, prompt: Prompt, upstream: str) -> int:
         """Return about how many tokens the prompt and its answer will be: of the answer, what is usual for the model and asked for."""
-        usual = self._answers.get(upstream, float(USUAL_ANSWER))
-        answer = (
-            usual
-            if prompt.max_tokens is None
-            else min(prompt.max_tokens, max(usual, 1.0))
-            if upstream in self._answers
-            else prompt.max_tokens
-        )
+        usual = self._answers.get(upstream)
+        if prompt.max_tokens is None:
+            answer = usual if usual is not None else float(USUAL_ANSWER)
+        else:
+            # As much of its max_tokens as is usual. Not less by what answers were before: those that are cut off would all be estimated
+            # too low, and a process has many of them under way.
+            answer = prompt.max_tokens * self._filled.get(upstream, 1.0)
+            if usual is not None:
+                answer = min(answer, 2 * usual + 1)
         return self.prompt(prompt, upstream) + int(answer + 0.5)
 
     def most(self, prompt: Prompt, upstream: str, context: int) -> tuple[int, int]:
@@ -67,10 +70,13 @@ class TokenEstimator:
         outputs = prompt.max_tokens or min(context or LONGEST_ANSWER, LONGEST_ANSWER)
         return int(self.prompt(prompt, upstream) * PROMPT_MARGIN) + 1, outputs
 
-    def answered(self, upstream: str, tokens: int) -> None:
+    def answered(self, prompt: Prompt, upstream: str, tokens: int) -> None:
         """Take in how long an answer of a model was."""
         known = self._answers.get(upstream)
         self._answers[upstream] = float(tokens) if known is None else known + _LEARNING * (tokens - known)
+        if prompt.max_tokens:
+            filled = self._filled.get(upstream, 1.0)
+            self._filled[upstream] = filled + _LEARNING * (min(1.0, tokens / prompt.max_tokens) - filled)
 
     def learn(self, raw: float, upstream: str, tokens: int) -> None:
         """Take in that a prompt of `raw` tokens by the plain rule was `tokens` for the model."""
