@@ -12,8 +12,12 @@ import pytest
 
 from tests.conformance.redis_servers import REDIS_8, RedisServer, running
 from tests.conftest import missing_service
-from ziggurat.inference.backends.scripted import Reply
-from ziggurat.records import Prompt
+from ziggurat.errors import InferenceError
+from ziggurat.inference.backends.openai_compatible import create
+from ziggurat.inference.backends.scripted import Reply, usage_for
+from ziggurat.inference.interface import EndpointConfig, ModelConfig
+from ziggurat.inference.router import Router
+from ziggurat.records import ChatMessage, Prompt
 from ziggurat.testing.models import FaultyUpstream
 from ziggurat.testing.provider import ProviderLimits
 
@@ -34,7 +38,9 @@ def words(prompt: Prompt) -> int:
 
 
 def tokens(prompt: Prompt) -> int:
-    return words(prompt) + 10
+    # What the upstream reports, too: a provider that counts otherwise than it reports cannot be met within a percent.
+    usage = usage_for(prompt, answers(prompt, 1))
+    return usage.input_tokens + usage.output_tokens
 
 
 def answers(prompt: Prompt, asked: int) -> Reply:
@@ -64,3 +70,25 @@ async def test_sixteen_processes_use_all_of_a_limit_and_no_more_and_meet_hardly_
     assert sum(s["failed"] for s in said) == 0
     # Nobody was left out: each process had a part of it.
     assert min(s["attempts"] for s in said) >= attempts / PROCESSES / 4
+
+
+async def test_an_upstream_that_fails_meets_a_tenth_more_calls_at_most() -> None:
+    """Over real HTTP, with the options as they are: each call alone would try three times."""
+    calls = 400
+    async with FaultyUpstream(faults={"failed": 0.25}, seed=3) as upstream:
+        endpoint = create(EndpointConfig(name="up", base_url=upstream.base_url))
+        router = Router({"up": endpoint}, {"m": ModelConfig(routes=["up:m"])}, seed=1)
+        turns = asyncio.Semaphore(40)
+
+        async def call(number: int) -> bool:
+            async with turns:
+                try:
+                    await router.complete(Prompt(messages=[ChatMessage(role="user", content=str(number))], model="m"))
+                except InferenceError:
+                    return False
+                return True
+
+        answered = sum(await asyncio.gather(*(call(n) for n in range(calls))))
+        await router.close()
+        assert upstream.requests <= 1.1 * calls
+    assert answered > 0.7 * calls
