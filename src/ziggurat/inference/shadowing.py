@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,8 +11,7 @@ from msgspec.structs import replace
 
 from ziggurat.errors import ZigguratError
 from ziggurat.records import Completion, Prompt
-
-log = logging.getLogger("ziggurat.inference")
+from ziggurat.telemetry import events
 
 #: Shadow calls under way in a process; past that, calls go without, so that a slow shadow costs nobody anything.
 MOST = 16
@@ -40,7 +38,7 @@ class Shadows:
         try:
             await self._complete(prompt)
         except ZigguratError as error:
-            log.info("A shadow call to %s failed: %s", prompt.model, error)
+            events.SHADOW_FAILED(model=prompt.model, error=error)
 
     async def close(self) -> None:
         """End what is under way."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import os
 import re
 import threading
@@ -26,8 +25,7 @@ from msgspec.structs import replace
 
 from ziggurat.errors import Conflict, InvalidData, LayerUnreachable, UnknownName, ZigguratError
 from ziggurat.inference.interface import ModelConfig
-
-log = logging.getLogger("ziggurat.inference")
+from ziggurat.telemetry import events
 
 #: Seconds between two looks at the book.
 LOOK = 2.0
@@ -234,7 +232,7 @@ class Follower:
                 return
         except LayerUnreachable as error:
             if not self._silent:
-                log.warning("%s Calls go on by what was read last.", error)
+                events.SWITCHES_NOT_READ(error=error)
             self._silent = True
             return
         self._silent = False
@@ -244,7 +242,7 @@ class Follower:
                 self._changed(book)
             except ZigguratError as error:
                 # A switch that names an endpoint which this process does not have; its calls go on as before.
-                log.warning("A model switch cannot be followed here: %s", error)
+                events.SWITCH_NOT_FOLLOWED(error=error)
 
     def close(self) -> None:
         """Look no more."""

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
-from ziggurat.telemetry.ids import Place
+from ziggurat.telemetry.ids import Place, parse
 
 Attribute = str | bool | int | float | Sequence[str]
 Attributes = Mapping[str, Attribute]
@@ -39,6 +40,21 @@ def caller() -> str:
         return ""
     found = api.get_current_span().get_span_context()
     return Place(found.trace_id, found.span_id, bool(found.trace_flags.sampled)).header() if found.is_valid else ""
+
+
+@contextmanager
+def within(header: str | None) -> Iterator[None]:
+    """Make the span that a traceparent header names the current one, for a door that serves somebody else's call."""
+    place = parse(header) if current is not None and header else None
+    if current is None or place is None:
+        yield
+        return
+    span = current.resume(place)
+    token = span.enter()
+    try:
+        yield
+    finally:
+        span.leave(token)
 
 
 def reason(kind: str, text: str) -> str:

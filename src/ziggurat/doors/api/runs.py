@@ -18,6 +18,7 @@ from ziggurat.doors.api.gate import Guarded, guarded
 from ziggurat.doors.api.hub import Hub, hub_of, namespace_filter, namespace_of, seen_run
 from ziggurat.errors import Conflict, InvalidData, UnknownName
 from ziggurat.records import STOPPED
+from ziggurat.telemetry.ids import TRACEPARENT, parse
 from ziggurat.units import Money, dollars
 
 router = APIRouter(prefix="/runs", route_class=Guarded, tags=["runs"])
@@ -136,6 +137,9 @@ async def start(
     payload = b"{}" if input is UNSET else definition.arguments.encode_input(input)
     place = namespace_of(request, namespace)
     wish = start_request(definition, payload, namespace=place, id=id, tags=tags, priority=priority, budget=budget)
+    traced_by = request.headers.get(TRACEPARENT, "")
+    if parse(traced_by) is not None:
+        wish = replace(wish, trace=traced_by)
     run = await hub.orchestrator.start(wish)
     if run.namespace != place:
         raise Conflict(f"The id {id!r} is taken; choose another.")

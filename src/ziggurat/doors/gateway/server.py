@@ -33,8 +33,9 @@ from ziggurat.inference.ledger import day_of
 from ziggurat.inference.limits import caller as limits
 from ziggurat.inference.router import Router
 from ziggurat.settings.gateway import GatewaySettings
-from ziggurat.telemetry import CONTENT_TYPE, events, metrics_text
+from ziggurat.telemetry import CONTENT_TYPE, events, metrics_text, tracing
 from ziggurat.telemetry.catalogue import GATEWAY_IN_FLIGHT, GATEWAY_REQUESTS, GATEWAY_SECONDS
+from ziggurat.telemetry.ids import TRACEPARENT
 
 #: Seconds between two looks for clients that do not read, and for how long an idle connection is kept. The latter is also the time that a
 #: client has for the head of its first request. Longer than the 60 s after which common proxies drop idle connections.
@@ -221,7 +222,8 @@ class Gateway:
             x.caller = ANYBODY
         x.attribute()
         x.spends, x.aliases = self._spender(x.caller), self._models.aliases
-        with x.accounting():
+        # A call of a traced program is part of its trace.
+        with x.accounting(), tracing.within(request.headers.get(TRACEPARENT)):
             return await handler(x, self._models)
 
     def _spender(self, caller: Caller) -> limits.Caller:
