@@ -44,6 +44,14 @@ def test_with_nothing_there_each_command_says_so_and_what_to_do(project: Project
         assert project.ok(command, "--json").json == []
 
 
+def test_a_queue_that_cannot_tell_who_works_says_so(project: Project) -> None:
+    project.write("mine.py", "from ziggurat.queues.backends.memory import MemoryQueue\n\nmake = lambda settings: MemoryQueue()\n")
+    project.write("ziggurat.toml", '[queue]\nbackend = "mine:make"\n')
+    looked = project.run("workers", PYTHONPATH=str(project.folder))
+    assert (looked.code, looked.out) == (0, "")
+    assert 'A queue of the kind "mine:make" cannot tell who works on it' in looked.err
+
+
 def test_what_waits_and_who_works_is_seen_from_another_process(project: Project) -> None:
     project.write("flows.py", FLOWS)
     project.write("ziggurat.toml", SETTINGS)

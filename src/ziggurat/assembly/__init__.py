@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ziggurat.assembly.artifacts import build_keyring, build_library, build_payloads, build_store, script_library
 from ziggurat.assembly.attaching import Attachment, Mode, StateSeen, attach, look_at_state
-from ziggurat.assembly.backends import LOCAL_QUEUES, build_queue, import_queue
+from ziggurat.assembly.backends import LOCAL_QUEUES, build_queue, import_queue, shows_workers
 from ziggurat.assembly.devserver import development_server
 from ziggurat.assembly.endpoints import build_endpoint, build_models
 from ziggurat.assembly.ledgers import ledger_files, recorder
@@ -47,5 +47,6 @@ __all__ = [
     "schedule_of",
     "script_library",
     "script_models",
+    "shows_workers",
     "use_models_in_child",
 ]

@@ -93,6 +93,12 @@ def build_queue(settings: Settings, clock: Clock, *, crashbook: Path | None = No
     return cast(Queue, made(*place, options, clock=clock, **memory))
 
 
+def shows_workers(settings: Settings) -> bool:
+    """Say whether the configured queue can tell who works on it. Raises ConfigurationError, MissingExtra."""
+    made = load_backend("queue", settings.queue.backend, QUEUES)
+    return bool(getattr(getattr(made, "capabilities", None), "presence", False))
+
+
 def import_queue(backend: str) -> None:
     """Import a queue backend of ours ahead of its use; one that cannot be is left for its user to complain about."""
     if backend in QUEUES:

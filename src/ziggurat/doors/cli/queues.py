@@ -183,6 +183,11 @@ def _nothing_waits(client: Client) -> str:
 
 
 def _nobody_works(client: Client) -> str:
+    from ziggurat.assembly import shows_workers
+
+    if not shows_workers(client.settings):
+        backend = client.settings.queue.backend
+        return f'A queue of the kind "{backend}" cannot tell who works on it; ask the workers themselves, with --health-port.'
     return "No worker is alive. Start some with `ziggurat up`, `ziggurat serve` or `ziggurat worker`."
 
 
