@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import signal
 from collections.abc import Coroutine
@@ -65,6 +66,7 @@ async def _serve(settings: Settings, as_json: bool) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
     async with open_gateway(settings) as (gateway, models):
+        _collect_rarely()
         _tell(gateway.base_url, models.aliases(), as_json)
         await asked.wait()
         asked.clear()
@@ -79,6 +81,17 @@ async def _serve(settings: Settings, as_json: bool) -> int:
             say(f"{gateway.in_flight} requests were cut.")
     say("Stopped.")
     return 0
+
+
+def _collect_rarely() -> None:
+    """Let the collector of cycles look more rarely, and never at what is there before the first request.
+
+    Requests make hardly any cycles, and the collector's default rhythm costs a tenth of their CPU. That memory stays flat all the same is
+    what the `memory` workload of the gateway's benchmark looks at.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _tell(base_url: str, aliases: list[str], as_json: bool) -> None:
