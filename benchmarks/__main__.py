@@ -1,4 +1,4 @@
-"""Runs benchmarks and writes their results: `python -m benchmarks [embedded] [queue] [gateway] [api] [--quick] [--only NAME]`."""
+"""Runs benchmarks and writes their results: `python -m benchmarks [NAME] [--quick] [--only SIDE]`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks import report
 from benchmarks.harness import PATIENCE, say
 
 #: Every benchmark is a module with `run`; the names are the arguments of this command.
-BENCHMARKS = ("embedded", "queue", "gateway", "api")
+BENCHMARKS = ("embedded", "queue", "gateway", "api", "temporal")
 
 
 def main() -> None:
