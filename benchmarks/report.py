@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import report_api, report_gateway, report_temporal
+from benchmarks import report_api, report_gateway
 from benchmarks.harness import RESULTS, ROOT, median
 
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
@@ -184,4 +184,10 @@ def _api(data: Data) -> str:
     return "\n".join([_machine_line(data), "", *report_api.lines(data["sides"], _table), ""])
 
 
-_RENDERERS: dict[str, Callable[[Data], str]] = {"embedded": _embedded, "queue": _queue, "gateway": _gateway, "temporal": _temporal, "api": _api}
+_RENDERERS: dict[str, Callable[[Data], str]] = {
+    "embedded": _embedded,
+    "queue": _queue,
+    "gateway": _gateway,
+    "temporal": _temporal,
+    "api": _api,
+}
