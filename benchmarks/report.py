@@ -184,6 +184,10 @@ def _api(data: Data) -> str:
     return "\n".join([_machine_line(data), "", *report_api.lines(data["sides"], _table), ""])
 
 
+def _temporal(data: Data) -> str:
+    return report_temporal.render(data, _machine_line(data), _table)
+
+
 _RENDERERS: dict[str, Callable[[Data], str]] = {
     "embedded": _embedded,
     "queue": _queue,
