@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import report_api, report_gateway
+from benchmarks import report_api, report_gateway, report_temporal
 from benchmarks.harness import RESULTS, ROOT, median
 
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
