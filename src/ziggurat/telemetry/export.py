@@ -16,6 +16,7 @@ import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -186,6 +187,7 @@ class _Sending:
         self.processor: Any = None
         self._failing = False
         self._lost = 0
+        #: What is wrong with the sending that is under way.
         self.why = ""
 
     def export(self, spans: Sequence[Any]) -> Any:
@@ -202,7 +204,7 @@ class _Sending:
         if sent:
             if self._failing:
                 events.EXPORT_WORKS(endpoint=self._endpoint, spans=self._lost)
-            self._failing, self._lost = False, 0
+            self._failing, self._lost, self.why = False, 0, ""
             return result
         self.lost(len(spans), self.why or "the endpoint refused them")
         return result
@@ -219,10 +221,12 @@ class _Sending:
         """Send what has gathered, in a thread, because the SDK's own flush knows no limit."""
         flushing = threading.Thread(target=self.processor.force_flush, name="ziggurat-spans", daemon=True)
         flushing.start()
-        # Sending fails already: one attempt may show that it works again, but nobody waits for its retries.
-        flushing.join(min(limit, 0.3) if self._failing else limit)
+        began = time.monotonic()
+        # While sending fails nobody waits for its retries; one attempt may show that it works again.
+        while flushing.is_alive() and time.monotonic() - began < (min(limit, 0.3) if self._failing or self.why else limit):
+            flushing.join(0.05)
         if flushing.is_alive() and not self._failing:
-            self.lost(0, f"no answer within {limit:g} s at the end of the process")
+            self.lost(0, self.why or f"no answer within {limit:g} s at the end of the process")
 
     def end(self) -> None:
         """Stop for good. The exporter first: it may be waiting to try again."""
