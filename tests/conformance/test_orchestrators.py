@@ -15,9 +15,12 @@ pytest.register_assert_rewrite(
     "ziggurat.testing.orchestrator_surgery",
 )
 
+from ziggurat.artifacts import Keyring, Library, Payloads  # noqa: E402
+from ziggurat.artifacts.backends.folder import FolderStore  # noqa: E402
 from ziggurat.orchestrator.embedded.engine import EmbeddedOrchestrator  # noqa: E402
 from ziggurat.orchestrator.embedded.options import EngineOptions  # noqa: E402
 from ziggurat.orchestrator.interface import Orchestrator  # noqa: E402
+from ziggurat.orchestrator.sealing import SealedOrchestrator  # noqa: E402
 from ziggurat.program.registry import Registry  # noqa: E402
 from ziggurat.queues.backends.memory import MemoryQueue  # noqa: E402
 from ziggurat.testing.orchestrator_suite import OrchestratorSuite  # noqa: E402
@@ -52,3 +55,25 @@ class TestEmbeddedThatForgets(TestEmbedded):
     """Every run is evicted whenever it rests, so that all of it works by replay."""
 
     options = EngineOptions(seed=1, fire_schedules=True, evict_always=True)
+
+
+class TestEmbeddedThatSealsEverything(TestEmbedded):
+    """Every payload is encrypted, and all but the smallest are stored; engine and worker share no memory, and every run is evicted."""
+
+    options = EngineOptions(seed=1, fire_schedules=True, evict_always=True)
+    programs = 3
+
+    def _seam(self) -> Payloads:
+        keyring = Keyring({"suite": b"s" * 32}, "suite")
+        store = FolderStore(self.state.with_name("artifacts"))
+        return Payloads(Library(store, keyring, cache_bytes=64), keyring=keyring, inline_limit=8)
+
+    async def begin(self, registry: Registry) -> Orchestrator:
+        self.queue = MemoryQueue()
+        await self.queue.open()
+        payloads = self._seam()
+        self.engine = EmbeddedOrchestrator(self.state, self.queue, registry, options=self.options, payloads=payloads)
+        await self.engine.open()
+        worker = Worker(self.queue, registry, options=WorkerOptions(poll=0.2, cleanup=1.0), payloads=self._seam())
+        self.working = asyncio.create_task(worker.run())
+        return SealedOrchestrator(self.engine, payloads)

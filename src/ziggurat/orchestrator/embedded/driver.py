@@ -84,7 +84,7 @@ class Driver:
         self.residents: dict[str, Resident] = {}
         #: Steps of parked runs that were on the queue: their outcomes were paid for and are recorded still.
         self.parked: dict[str, tuple[Resident, dict[int, Step]]] = {}
-        self.stowing = Stowing(payloads, self.park)
+        self.stowing = Stowing(payloads, self.park, self.harvest)
         self._stopped: dict[str, list[Callable[[Run], None]]] = {}
 
     # -- recording ------------------------------------------------------------------------------------------------

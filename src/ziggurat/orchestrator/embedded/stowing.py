@@ -39,11 +39,12 @@ class Stowing:
     Args:
         payloads: the seam.
         park: called with a run and a sentence when what it hands on cannot be stored.
+        harvest: called with a run once something is stored: it may rest now.
     """
 
-    def __init__(self, payloads: Payloads, park: Callable[[Resident, str], None]) -> None:
+    def __init__(self, payloads: Payloads, park: Callable[[Resident, str], None], harvest: Callable[[Resident], None]) -> None:
         self.payloads = payloads
-        self._park = park
+        self._park, self._harvest = park, harvest
         self._tasks: set[asyncio.Task[None]] = set()
         #: What waits for stalled programs, by run.
         self._after: dict[str, list[Callable[[], None]]] = {}
@@ -145,6 +146,7 @@ class Stowing:
         resident.writes -= 1
         if resident.execution is execution and execution is not None:
             then(sealed)
+            self._harvest(resident)
 
     def rebound(self, data: Raw | None, run: str, to: str) -> Raw | None:
         """Return a payload that one run hands to another, sealed for that one. What cannot be opened now stays as it is: who asks for it
