@@ -51,6 +51,7 @@ class Carrier:
         self.storing: set[str] = set()
         self._fetching: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def sealed(self, message: Message, requested: int) -> Message | None:
         """Return a message with its arguments sealed; or None, and it is sent once they are stored.
@@ -124,12 +125,16 @@ class Carrier:
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _begin(self, move: Coroutine[Any, Any, None]) -> None:
+        if self._closed:
+            move.close()
+            return
         task = asyncio.get_running_loop().create_task(move, name="ziggurat-carry")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
         """Give up what is on the way. The history asks for it again, and the queue still holds what was not recorded."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

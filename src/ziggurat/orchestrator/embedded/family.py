@@ -43,10 +43,13 @@ class Family:
             driver.record(parent, self._event(parent, step, child))
         elif living is not None and living.finishing:
             # Its end is on the way to the disk, and the parent had no program that it could be told to.
-            driver.when_stopped(step.child, lambda _: self._look_again(parent, step))
+            driver.when_stopped(step.child, lambda _: self._look_again(parent.run.id, step.number))
 
-    def _look_again(self, parent: Resident, step: Step) -> None:
-        if parent.step(step.number) is step and not step.settled:
+    def _look_again(self, run: str, number: int) -> None:
+        """Record the end of a child in a parent that could not be told; one that was evicted meanwhile asks by itself when it is loaded."""
+        parent = self._driver.resident(run)
+        step = parent.step(number) if parent is not None else None
+        if parent is not None and step is not None and not step.settled:
             self.begin_child(parent, step)
 
     def _seal_and_start(self, parent: Resident, step: Step) -> None:

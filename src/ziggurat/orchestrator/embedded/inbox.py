@@ -199,6 +199,8 @@ class Inbox:
     def due(self, run_id: str, number: int) -> None:
         """A moment has come that a run waits for: step `number`, or whichever are due if it is 0."""
         resident = self.driver.resident(run_id)
+        if resident is not None and resident.stalled:
+            self.driver.stowing.after(resident, partial(self.due, run_id, number))
         if resident is None or resident.execution is None or resident.paused or resident.finishing:
             return
         now = self.clock.time()

@@ -46,6 +46,7 @@ class Stowing:
         self.payloads = payloads
         self._park, self._harvest = park, harvest
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
         #: What waits for stalled programs, by run.
         self._after: dict[str, list[Callable[[], None]]] = {}
 
@@ -121,6 +122,9 @@ class Stowing:
         self._after.setdefault(resident.run.id, []).append(call)
 
     def _begin(self, move: Coroutine[Any, Any, None]) -> None:
+        if self._closed:
+            move.close()
+            return
         task = asyncio.get_running_loop().create_task(move, name="ziggurat-stow")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -169,7 +173,8 @@ class Stowing:
             return replace(progress, data=Raw(b"null"))
 
     async def stop(self) -> None:
-        """Give up what is on the way; a replay asks for it again."""
+        """Give up what is on the way; a replay asks for it again. Nothing begins after that."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
