@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import report_api, report_gateway, report_temporal
+from benchmarks import report_api, report_gateway, report_sharing, report_temporal
 from benchmarks.harness import RESULTS, ROOT, median
 
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
@@ -188,10 +188,15 @@ def _temporal(data: Data) -> str:
     return report_temporal.render(data, _machine_line(data), _table)
 
 
+def _sharing(data: Data) -> str:
+    return "\n".join([_machine_line(data), "", _table(report_sharing.HEAD, report_sharing.rows(data["sides"])), ""])
+
+
 _RENDERERS: dict[str, Callable[[Data], str]] = {
     "embedded": _embedded,
     "queue": _queue,
     "gateway": _gateway,
     "temporal": _temporal,
     "api": _api,
+    "sharing": _sharing,
 }

@@ -246,7 +246,7 @@ def runs_table(runs: Iterable[Run], now: float) -> Table:
     for run in runs:
         took = (run.ended_at or now) - (run.started_at or run.created_at)
         tokens = run.usage.input_tokens + run.usage.output_tokens
-        note = f"{run.error.type}: {run.error.message}" if run.error is not None else run.reason
+        note = f"{run.error.type}: {run.error.message}" if run.error is not None and run.status != "parked" else run.reason
         table.add_row(
             Text(run.id),
             Text(run.workflow),
