@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from ziggurat import codec
 from ziggurat.artifacts import use_library
+from ziggurat.assembly.answering import build_answers
 from ziggurat.assembly.artifacts import build_payloads, child_settings
 from ziggurat.assembly.endpoints import build_models
 from ziggurat.assembly.ledgers import baseline, recorder
@@ -24,6 +25,7 @@ def script_models() -> ModelCaller:
     ledger = recorder(settings, Ledger(settings.ledger_path)) if settings.source is not None else None
     models = build_models(settings, ledger=ledger, baseline=baseline(settings))
     if settings.source is not None:
+        models.answers = build_answers(settings, build_payloads(settings))
         follow_switches(models, settings)
     return cast(ModelCaller, models)
 
@@ -37,6 +39,10 @@ def child_bootstrap(settings: Settings) -> Any:
             **_without_secrets(settings.inference.model_dump()),
             # A child knows no folder of the project.
             "switches": str(settings.resolve(settings.inference.switches)),
+            "answers": {
+                **settings.inference.answers.model_dump(),
+                "path": str(settings.resolve(settings.inference.answers.path)),
+            },
         },
         "queue": _without_secrets(settings.queue.model_dump()),
         "payload_limit": settings.orchestrator.payload_limit,
@@ -53,10 +59,11 @@ def use_models_in_child(config: Mapping[str, Any]) -> None:
     inference = InferenceSettings.model_validate(config["inference"])
     settings = Settings.model_validate({name: config[name] for name in ("artifacts", "encryption", "queue")})
     settings = settings.model_copy(update={"inference": inference})
-    models = build_models(settings)
+    models, payloads = build_models(settings), build_payloads(settings)
+    models.answers = build_answers(settings, payloads)
     follow_switches(models, settings)
     use_models(cast(ModelCaller, models))
-    use_library(build_payloads(settings).library)
+    use_library(payloads.library)
 
 
 def _without_secrets(value: Any) -> Any:

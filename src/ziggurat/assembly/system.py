@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from ziggurat import codec
 from ziggurat.artifacts import Library, Payloads
+from ziggurat.assembly.answering import build_answers
 from ziggurat.assembly.artifacts import build_payloads, open_library
 from ziggurat.assembly.backends import LOCAL_QUEUES, build_orchestrator, build_queue
 from ziggurat.assembly.depths import Depths
@@ -148,6 +149,7 @@ class System:
             ledger = Ledger(settings.ledger_path)
             self._stack.callback(ledger.close)
             models = self.models = build_models(settings, ledger=recorder(settings, ledger), baseline=baseline(settings))
+            models.answers = build_answers(settings, self.payloads)
             await asyncio.to_thread(follow_switches, models, settings)
             _models.append(models)
             use_models(models)

@@ -26,6 +26,7 @@ from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import ConfigurationError, EndpointFailed, EndpointUnreachable, InferenceError
 from ziggurat.inference import telling
 from ziggurat.inference.admission import Admission, Entry
+from ziggurat.inference.answers import Answers
 from ziggurat.inference.calls import Call
 from ziggurat.inference.identity import new_id
 from ziggurat.inference.interface import Endpoint, Limits, ModelConfig
@@ -89,7 +90,9 @@ class Router(ModelCaller):
         self.tokens = TokenEstimator()
         self.budgets = Budgets(self.keeper, self.clock, budgets, baseline)
         self.admission = Admission(self.tokens, self.budgets, self.clock)
-        self._shadows = Shadows(self.complete)
+        self._shadows = Shadows(self._bought)
+        #: Recalls answers that need not be bought twice, where there is a place for them.
+        self.answers: Answers | None = None
         #: Follows the switches of aliases, where there are any to follow.
         self.follower: Follower | None = None
         telling.show(self)
@@ -97,6 +100,16 @@ class Router(ModelCaller):
     # -- the verbs ---------------------------------------------------------------------------------------------------
 
     async def complete(self, prompt: Prompt) -> Completion:
+        place = self.answers.place(prompt) if self.answers is not None else None
+        if self.answers is None or place is None:
+            return await self._bought(prompt)
+        known = await self.answers.recall(place)
+        if known is None:
+            known = await self._bought(prompt)
+            await self.answers.keep(place, known)
+        return known
+
+    async def _bought(self, prompt: Prompt) -> Completion:
         call = self._call(prompt, telling.begin(prompt, self.clock))
         if call.config is not None and call.config.shadow:
             self._shadows.cast(call.config.shadow, prompt)
@@ -207,6 +220,8 @@ class Router(ModelCaller):
         """Close every endpoint, and let go of what is shared."""
         if self.follower is not None:
             await asyncio.to_thread(self.follower.close)
+        if self.answers is not None:
+            self.answers.close()
         await self._shadows.close()
         for endpoint in self.endpoints.values():
             await endpoint.close()

@@ -124,6 +124,13 @@ class AttemptContext(ABC):
     def record_call(self, call: CallRecord) -> None:
         """Add a model call to the attempt's account."""
 
+    def asked(self, digest: str) -> int:
+        """Note that the attempt asks this of a model, and return how often it did before."""
+        counts: dict[str, int] = self.__dict__.setdefault("_asked", {})
+        before = counts.get(digest, 0)
+        counts[digest] = before + 1
+        return before
+
 
 _run: ContextVar[RunContext | None] = ContextVar("ziggurat_run", default=None)
 _attempt: ContextVar[AttemptContext | None] = ContextVar("ziggurat_attempt", default=None)

@@ -99,7 +99,8 @@ async def text(prompt: Messages, *, model: str = "default", **options: Any) -> s
     Args:
         prompt: one user message, or a conversation.
         model: an alias of [inference.models].
-        options: system, temperature, top_p, max_tokens, stop, seed, timeout, session, extra.
+        options: system, temperature, top_p, max_tokens, stop, seed, timeout, session, cache, extra. `cache="1h"` takes the answer
+            of an equal request that is no older, if there is one.
 
     Raises InferenceError: OutputRefused if the model declines, and whatever the router could not recover from.
     """
@@ -250,9 +251,12 @@ def _prompt(messages: Messages, model: str, options: dict[str, Any]) -> Prompt:
     timeout: Duration | None = options.pop("timeout", None)
     if timeout is not None:
         options["timeout"] = seconds(timeout, what="timeout of the model call")
+    cache: Duration | None = options.pop("cache", None)
+    if cache is not None:
+        options["cache"] = seconds(cache, what="cache of the model call")
     if isinstance(options.get("stop"), str):
         options["stop"] = [options["stop"]]
-    known = {"temperature", "top_p", "max_tokens", "stop", "seed", "timeout", "session", "extra"}
+    known = {"temperature", "top_p", "max_tokens", "stop", "seed", "timeout", "session", "cache", "extra"}
     if unknown := options.keys() - known:
         listed = ", ".join(sorted(known | {"system"}))
         raise InvalidData(f"A model call has no option {min(unknown)!r}; the options are: {listed}.")

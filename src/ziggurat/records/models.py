@@ -58,6 +58,8 @@ class Prompt(Struct, frozen=True, omit_defaults=True, kw_only=True):
     seed: int | None = None
     #: Seconds that the caller waits for the whole answer, all routes and retries included.
     timeout: float | None = None
+    #: Seconds for which an equal request of the tenant may be given the same answer; None asks the model.
+    cache: float | None = None
     #: Names what shares a prefix, so that a router can keep it on one replica.
     session: str = ""
     #: Endpoint-specific fields, sent as they are.

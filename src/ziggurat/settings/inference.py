@@ -90,6 +90,15 @@ def local_endpoint() -> dict[str, EndpointSettings]:
     return {"local": EndpointSettings(kind="local")}
 
 
+class AnswerSettings(Section):
+    """Answers that need not be bought twice; with a Redis queue they are in Redis."""
+
+    path: str = Field(".ziggurat/answers.db", description="The file of the journal and the cache.")
+    journal: bool = Field(
+        True, description="Note each answer, so that a worker which takes over from one that was killed does not buy it again."
+    )
+
+
 class InferenceSettings(Section):
     """Layer 4: models. The endpoint "local" always exists; "gmi" and "openai" do where GMI_API_KEY and OPENAI_API_KEY are set."""
 
@@ -100,6 +109,7 @@ class InferenceSettings(Section):
         ".ziggurat/ledger.db",
         description="The file of model calls that no run makes; those of runs are in the state file. `ziggurat costs` reads both.",
     )
+    answers: AnswerSettings = Field(AnswerSettings(), description="What need not be bought twice.")
     switches: str = Field(
         ".ziggurat/models.json",
         description="The file in which `ziggurat models set` points aliases elsewhere; with a Redis queue they are in Redis instead.",

@@ -1,0 +1,143 @@
+"""Answers that need not be bought twice: the journal of an attempt's calls, and a cache that programs ask for.
+
+**The journal.** A worker that is killed after three of five model calls leaves its message to another, which runs the task from its
+beginning. Each whole answer was noted under the attempt, the request and how often it was asked, so that whoever runs the attempt again takes the
+three from the journal and buys the other two. Their records come with them: the killed worker could not tell of its bills, and a
+record has an id, so that they are in the ledger once. An attempt that failed is another matter: its successor may need another answer,
+and asks anew.
+
+**The cache.** `cache="1h"` on a call gives the answer of an equal request of the same tenant, if there is one that old or younger. Equal
+means all of it: messages, model, tools, schema, sampling. What comes from the cache costs nothing and is no call.
+
+Both are kept beside the calls, never in their way: a store that cannot be reached means that the call is made. Whole answers are kept,
+not streams. What is kept is sealed like every payload, so that with a key in use it is encrypted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ziggurat.errors import ZigguratError
+from ziggurat.program.context import AttemptContext, current_attempt
+from ziggurat.records import Completion, Prompt, Usage
+
+log = logging.getLogger("ziggurat.inference")
+
+#: Seconds for which an attempt's answers are kept: longer than a message goes from worker to worker.
+JOURNAL_KEPT = 86_400.0
+
+
+class AnswerStore(ABC):
+    """Keeps bytes under names for a while. Called from threads; may raise ZigguratError, and then nothing is kept."""
+
+    @abstractmethod
+    def get(self, key: str) -> bytes | None:
+        """Return what is kept under a name and not past its time, or None."""
+
+    @abstractmethod
+    def put(self, key: str, data: bytes, ttl: float) -> None:
+        """Keep something for `ttl` seconds, in the place of what was there."""
+
+    def close(self) -> None:
+        """Let go."""
+        return
+
+
+class Seal(Protocol):
+    """What `artifacts.Payloads` does, as far as it is needed here."""
+
+    def seal_inline(self, data: bytes, run: str) -> bytes: ...
+    def open_now(self, data: bytes, run: str) -> bytes: ...
+
+
+class Place(Struct, frozen=True):
+    """Where the answer of one call is kept."""
+
+    key: str
+    ttl: float
+    #: The answer is the tenant's, from the cache, rather than the attempt's own.
+    cached: bool
+
+
+class Answers:
+    """Recalls and keeps answers for a router.
+
+    Args:
+        store: where they are kept.
+        seal: seals what is kept.
+        journal: False keeps only what programs ask for with `cache`.
+    """
+
+    def __init__(self, store: AnswerStore, seal: Seal, *, journal: bool = True) -> None:
+        self._store, self._seal, self._journal = store, seal, journal
+        self._silent = False
+
+    def place(self, prompt: Prompt) -> Place | None:
+        """Return where the answer of a call is kept, or None if it is not."""
+        attempt = current_attempt()
+        if prompt.cache is not None:
+            tenant = attempt.info.namespace if attempt is not None else "default"
+            return Place(f"cache:{tenant}:{_digest(prompt)}", prompt.cache, cached=True)
+        if not self._journal or attempt is None or not attempt.info.run:
+            return None
+        digest = _digest(prompt)
+        info = attempt.info
+        # How often this very request was asked, and not the place of the call: calls side by side come in any order.
+        nth = attempt.asked(digest)
+        key = f"call:{info.idempotency_key}.{info.attempt}:{digest}:{nth}"
+        return Place(key, JOURNAL_KEPT, cached=False)
+
+    async def recall(self, place: Place) -> Completion | None:
+        """Return the answer that is kept there, if any."""
+        data = await asyncio.to_thread(self._get, place.key)
+        if data is None:
+            return None
+        answer = msgspec.json.decode(data, type=Completion)
+        if place.cached:
+            return replace(answer, usage=Usage(), call=None)
+        attempt: AttemptContext | None = current_attempt()
+        if attempt is not None and answer.call is not None:
+            attempt.record_call(answer.call)
+        return answer
+
+    async def keep(self, place: Place, answer: Completion) -> None:
+        """Keep an answer there, before the program goes on with it."""
+        await asyncio.to_thread(self._put, place, msgspec.json.encode(answer))
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self._store.close()
+
+    def _get(self, key: str) -> bytes | None:
+        try:
+            data = self._store.get(key)
+            return None if data is None else self._seal.open_now(data, key)
+        except ZigguratError as error:
+            self._say(error)
+            return None
+
+    def _put(self, place: Place, data: bytes) -> None:
+        try:
+            self._store.put(place.key, self._seal.seal_inline(data, place.key), place.ttl)
+            self._silent = False
+        except ZigguratError as error:
+            self._say(error)
+
+    def _say(self, error: ZigguratError) -> None:
+        if not self._silent:
+            log.warning("Answers of models are not kept at present: %s", error)
+        self._silent = True
+
+
+def _digest(prompt: Prompt) -> str:
+    """Return a digest of all that an answer depends on: not how long one waits for it, nor how long it is kept."""
+    same = replace(prompt, timeout=None, session="", cache=None)
+    return hashlib.sha256(msgspec.json.encode(same, order="deterministic")).hexdigest()[:32]
