@@ -1,8 +1,8 @@
 """Answers that need not be bought twice: the journal of an attempt's calls, and a cache that programs ask for.
 
 **The journal.** A worker that is killed after three of five model calls leaves its message to another, which runs the task from its
-beginning. Each whole answer was noted under the attempt, the request and how often it was asked, so that whoever runs the attempt again takes the
-three from the journal and buys the other two. Their records come with them: the killed worker could not tell of its bills, and a
+beginning. Each whole answer was noted under the attempt, the request and how often it was asked, so that whoever runs the attempt
+again takes the three from the journal and buys the other two. Their records come with them: the killed worker could not tell of its bills, and a
 record has an id, so that they are in the ledger once. An attempt that failed is another matter: its successor may need another answer,
 and asks anew.
 
