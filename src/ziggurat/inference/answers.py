@@ -2,9 +2,9 @@
 
 **The journal.** A worker that is killed after three of five model calls leaves its message to another, which runs the task from its
 beginning. Each whole answer was noted under the attempt, the request and how often it was asked, so that whoever runs the attempt
-again takes the three from the journal and buys the other two. Their records come with them: the killed worker could not tell of its bills, and a
-record has an id, so that they are in the ledger once. An attempt that failed is another matter: its successor may need another answer,
-and asks anew.
+again takes the three from the journal and buys the other two. Their records come with them: the killed worker could not tell of its
+bills, and a record has an id, so that they are in the ledger once. An attempt that failed is another matter: its successor may need
+another answer, and asks anew.
 
 **The cache.** `cache="1h"` on a call gives the answer of an equal request of the same tenant, if there is one that old or younger. Equal
 means all of it: messages, model, tools, schema, sampling. What comes from the cache costs nothing and is no call.
