@@ -23,6 +23,7 @@ from ziggurat.units import Money, dollars
 
 router = APIRouter(prefix="/runs", route_class=Guarded, tags=["runs"])
 
+#: Whatever an id is made of, slashes too: the command line takes any.
 RunId = Annotated[str, Path(alias="id", description="The run's id.", min_length=1, max_length=1000)]
 _LOOK, _ACT, _ADMIN = guarded("viewer"), guarded("operator"), guarded("admin")
 
@@ -149,7 +150,7 @@ async def start(
 # -- one run --------------------------------------------------------------------------------------------------------
 
 
-@router.get("/{id}/history", openapi_extra=_LOOK)
+@router.get("/{id:path}/history", openapi_extra=_LOOK)
 async def history(
     request: Request,
     run: RunId,
@@ -164,7 +165,7 @@ async def history(
     )
 
 
-@router.get("/{id}/steps", openapi_extra=_LOOK)
+@router.get("/{id:path}/steps", openapi_extra=_LOOK)
 async def steps(request: Request, run: RunId) -> shapes.StepList:
     """Return a run's steps, those under way included."""
     found = await seen_run(request, run)
@@ -172,7 +173,7 @@ async def steps(request: Request, run: RunId) -> shapes.StepList:
 
 
 @router.get(
-    "/{id}/events",
+    "/{id:path}/events",
     openapi_extra=_LOOK,
     response_class=StreamingResponse,
     responses={
@@ -204,7 +205,7 @@ async def events(
     )
 
 
-@router.post("/{id}/signal", openapi_extra=_ACT)
+@router.post("/{id:path}/signal", openapi_extra=_ACT)
 async def signal_run(request: Request, run: RunId, order: shapes.SignalOrder) -> shapes.Run:
     """Send a signal, durably."""
     found = await seen_run(request, run)
@@ -213,7 +214,7 @@ async def signal_run(request: Request, run: RunId, order: shapes.SignalOrder) ->
     return await _now(hub_of(request), found.id)
 
 
-@router.post("/{id}/cancel", openapi_extra=_ACT)
+@router.post("/{id:path}/cancel", openapi_extra=_ACT)
 async def cancel_run(request: Request, run: RunId, order: shapes.ReasonOrder | None = None) -> shapes.Run:
     """Ask a run to stop; its workflow may clean up. Cancelling an ended run changes nothing."""
     found = await seen_run(request, run)
@@ -221,7 +222,7 @@ async def cancel_run(request: Request, run: RunId, order: shapes.ReasonOrder | N
     return await _now(hub_of(request), found.id)
 
 
-@router.post("/{id}/pause", openapi_extra=_ACT)
+@router.post("/{id:path}/pause", openapi_extra=_ACT)
 async def pause_run(request: Request, run: RunId, order: shapes.ReasonOrder | None = None) -> shapes.Run:
     """Let running attempts finish, and hold everything else."""
     found = await seen_run(request, run)
@@ -229,7 +230,7 @@ async def pause_run(request: Request, run: RunId, order: shapes.ReasonOrder | No
     return await _now(hub_of(request), found.id)
 
 
-@router.post("/{id}/resume", openapi_extra=_ACT)
+@router.post("/{id:path}/resume", openapi_extra=_ACT)
 async def resume_run(request: Request, run: RunId, order: shapes.ResumeOrder | None = None) -> shapes.Run:
     """Let a paused or parked run go on."""
     found = await seen_run(request, run)
@@ -243,14 +244,14 @@ async def resume_run(request: Request, run: RunId, order: shapes.ResumeOrder | N
     return await _now(hub_of(request), found.id)
 
 
-@router.post("/{id}/retry", openapi_extra=_ACT)
+@router.post("/{id:path}/retry", openapi_extra=_ACT)
 async def retry_run(request: Request, run: RunId) -> shapes.Run:
     """Take a failed run up again from the step that failed."""
     found = await seen_run(request, run)
     return shapes.run_of(await hub_of(request).orchestrator.retry(found.id))
 
 
-@router.post("/{id}/fork", status_code=201, openapi_extra=_ACT)
+@router.post("/{id:path}/fork", status_code=201, openapi_extra=_ACT)
 async def fork_run(request: Request, run: RunId, order: shapes.ForkOrder) -> shapes.Run:
     """Start a new run that shares every recorded step before one, optionally with other input."""
     found = await seen_run(request, run)
@@ -261,7 +262,7 @@ async def fork_run(request: Request, run: RunId, order: shapes.ForkOrder) -> sha
     return shapes.run_of(await hub.orchestrator.fork(found.id, order.step, payload=payload, id=order.id))
 
 
-@router.delete("/{id}", openapi_extra=_ADMIN)
+@router.delete("/{id:path}", openapi_extra=_ADMIN)
 async def purge_run(request: Request, run: RunId) -> shapes.Count:
     """Delete an ended run with its history, for good."""
     found = await seen_run(request, run)
@@ -270,7 +271,7 @@ async def purge_run(request: Request, run: RunId) -> shapes.Count:
     return shapes.Count(count=await hub_of(request).orchestrator.purge(records.RunFilter(ids=(found.id,))))
 
 
-@router.get("/{id}", openapi_extra=_LOOK)
+@router.get("/{id:path}", openapi_extra=_LOOK)
 async def get_run(request: Request, run: RunId) -> shapes.Run:
     """Return a run with its input, result and state."""
     return shapes.run_of(await seen_run(request, run))
