@@ -126,6 +126,7 @@ async def _all_finish(site: Site, faults: list[Callable[[], None]]) -> None:
     assert len(done) == RUNS * 6
 
 
+@pytest.mark.slow
 async def test_all_runs_finish_whatever_is_killed_with_temporals_own_task_queues(
     temporal: TemporalServer, tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ class TestTemporal(OrchestratorSuite):
         await self.engine.close()
 
 
+@pytest.mark.slow
 class TestTemporalWithOurQueue(TestTemporal):
     """Tasks on a queue of ours, brought back by the relay; workers know nothing of Temporal."""
 

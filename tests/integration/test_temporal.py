@@ -156,6 +156,33 @@ async def _reads_as_it_was_driven(orchestrator: Any, run: str) -> None:
     assert [e.seq for e in events] == sorted({e.seq for e in events})
 
 
+@workflow(name="tmp.spends")
+async def spends(name: str) -> int:
+    """Make model calls of a quarter dollar each, the last by a child run."""
+    for number in range(3):
+        await p.pay(f"{name}-{number}")
+    await p.pays_too(name)
+    return 4
+
+
+async def test_a_spent_budget_parks_the_run_until_it_is_resumed_with_more(server: TemporalServer, tmp_path: Path) -> None:
+    async with system(tmp_path, settings_text(server)) as orchestrator:
+        name = f"budget{next(_numbers)}"
+        payload = Raw(spends.arguments.encode((name,), {}))
+        await orchestrator.start(StartRequest(workflow=spends.name, payload=payload, id=name, budget_usd=0.4))
+        parked = await orchestrator.wait(name, PATIENCE)
+        assert (parked.status, parked.usage.calls) == ("parked", 2)
+        assert "$0.50 of its budget of $0.40" in parked.reason
+        with pytest.raises(Conflict, match="parked"):
+            await orchestrator.signal(name, "go", Raw(b"1"))
+        await orchestrator.resume(name, budget_usd=10.0)
+        found = await orchestrator.wait(name, PATIENCE)
+        assert (found.status, found.usage.calls, found.budget_usd) == ("completed", 4, 10.0)
+        kinds = [event.kind for event in await orchestrator.history(name)]
+        assert kinds.index("run_parked") < kinds.index("run_resumed")
+        await _reads_as_it_was_driven(orchestrator, name)
+
+
 async def test_other_clients_start_signal_and_query_runs(server: TemporalServer, tmp_path: Path) -> None:
     async with system(tmp_path, settings_text(server)) as orchestrator:
         client: Any = orchestrator.client  # type: ignore[attr-defined]

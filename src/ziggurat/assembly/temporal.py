@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ziggurat.assembly.secrets import plain
+from ziggurat.errors import MissingExtra
 from ziggurat.settings import Settings
 
 
@@ -46,3 +47,16 @@ def temporal_options(settings: Settings) -> Any:
         # Three looks in a lease, so that one that is late loses nothing.
         relay=min(defaults.relay, settings.queue.lease / 4),
     )
+
+
+async def look_at_temporal(settings: Settings) -> str:
+    """Return what a look at the Temporal server showed, as a sentence without its end. Raises LayerUnreachable, MissingExtra."""
+    try:
+        from ziggurat.orchestrator.temporal.namespace import make_searchable
+        from ziggurat.queues.temporal_link import connect
+    except ModuleNotFoundError as error:
+        raise MissingExtra('The orchestrator backend "temporal"', "temporal") from error
+    link = temporal_link(settings)
+    searchable = await make_searchable(await connect(link), link)
+    said = f"namespace {link.namespace}, task queues {link.task_queue}-…"
+    return said if searchable else f"{said}; without our search attributes, so lists by tag and tenant are slow"

@@ -73,6 +73,7 @@ async def _examine(config: Path | None) -> list[Finding]:
     findings = [Finding("settings", source, "ok", "every key is known and of its type")]
     findings += _modules(settings)
     findings += _state(settings)
+    findings += [finding async for finding in _temporal(settings)]
     findings += [finding async for finding in _queue(settings)]
     findings += [finding async for finding in _artifacts(settings)]
     findings += [finding async for finding in _endpoints(settings)]
@@ -148,6 +149,22 @@ def _state(settings: Settings) -> Iterator[Finding]:
     else:
         low = "; that is little" if free < DISK_LOW else ""
         yield Finding("orchestrator", "disk", "note" if low else "ok", f"{free / 1024**3:.1f} GiB free{low}")
+
+
+async def _temporal(settings: Settings) -> AsyncIterator[Finding]:
+    """The Temporal server: can it be reached, does it have the namespace?"""
+    if settings.orchestrator.backend != "temporal":
+        return
+    from ziggurat.assembly import look_at_temporal
+
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield Finding("orchestrator", "temporal", "ok", await look_at_temporal(settings))
+    except TimeoutError:
+        text = f"No answer within {PATIENCE:g} s; check orchestrator.url and that the server runs."
+        yield Finding("orchestrator", "temporal", "wrong", text, 3)
+    except Exception as error:
+        yield _wrong("orchestrator", "temporal", error)
 
 
 async def _queue(settings: Settings) -> AsyncIterator[Finding]:
