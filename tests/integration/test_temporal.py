@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import os
 import subprocess
@@ -24,7 +25,7 @@ from ziggurat.errors import Conflict, LayerUnreachable
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.program.definitions import task, workflow
-from ziggurat.program.primitives import patched
+from ziggurat.program.primitives import patched, signal, state
 from ziggurat.program.registry import Registry
 from ziggurat.records import Run, StartRequest
 from ziggurat.settings import load_settings
@@ -92,6 +93,44 @@ async def test_inputs_and_results_of_twenty_megabytes_just_work(server: Temporal
         # What Temporal holds of it is a few references.
         recording = await orchestrator.record(found.id)
         assert len(bytes(recording.temporal or b"")) < 100_000
+
+
+@workflow(name="tmp.secretive")
+async def secretive(text: str) -> str:
+    """Hand a secret to a task, a child run and a signal's taker, and keep it as state."""
+    state(secret=text)
+    once = await double(text)
+    return await large(once) + str(await signal("more"))
+
+
+async def test_with_a_key_temporal_sees_sealed_payloads_only(
+    server: TemporalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZIGGURAT_TEST_KEY", base64.b64encode(bytes(range(32))).decode())
+    keys = '[encryption]\nuse = "k"\n[encryption.keys]\nk = "env:ZIGGURAT_TEST_KEY"\n'
+    async with system(tmp_path, settings_text(server, keys)) as orchestrator:
+        name = f"secret{next(_numbers)}"
+        payload = Raw(secretive.arguments.encode(("hush",), {}))
+        await orchestrator.start(StartRequest(workflow=secretive.name, payload=payload, id=name))
+        await orchestrator.signal(name, "more", Raw(b'"hush"'))
+        found = await orchestrator.wait(name, PATIENCE)
+        assert msgspec.json.decode(found.result or b"null") == "hush" * 9
+        assert msgspec.json.decode(found.state or b"null") == {"secret": "hush"}
+        for run in (name, f"{name}/2"):
+            kept = msgspec.json.decode((await orchestrator.record(run)).temporal or b"null")
+            assert b"hush" not in b"".join(_payloads(kept))
+
+
+def _payloads(value: Any) -> Iterator[bytes]:
+    """Yield the data of all payloads in a history in Temporal's JSON form."""
+    if isinstance(value, dict):
+        if isinstance(value.get("data"), str):
+            yield base64.b64decode(value["data"])
+        for part in value.values():
+            yield from _payloads(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _payloads(part)
 
 
 @workflow(name="tmp.many_steps")
