@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -127,8 +128,9 @@ class Gateway:
         try:
             self._listening = await loop.create_server(self._server, host, port, backlog=1024)
         except OSError as error:
+            why = os.strerror(error.errno) if error.errno else str(error)
             raise LayerUnreachable(
-                f"The gateway cannot listen on {host}:{port}: {error.strerror or error}. Name another with gateway.host and gateway.port."
+                f"The gateway cannot listen on {host}:{port}: {why}. Name another address with gateway.host and gateway.port."
             ) from error
         self.port = self._listening.sockets[0].getsockname()[1]
         self._sweeper = loop.create_task(self._sweep())
