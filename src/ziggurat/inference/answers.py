@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 from abc import ABC, abstractmethod
 from typing import Protocol
 
@@ -28,8 +27,7 @@ from msgspec.structs import replace
 from ziggurat.errors import ZigguratError
 from ziggurat.program.context import AttemptContext, current_attempt
 from ziggurat.records import Completion, Prompt, Usage
-
-log = logging.getLogger("ziggurat.inference")
+from ziggurat.telemetry import events
 
 #: Seconds for which an attempt's answers are kept: longer than a message goes from worker to worker.
 JOURNAL_KEPT = 86_400.0
@@ -133,7 +131,7 @@ class Answers:
 
     def _say(self, error: ZigguratError) -> None:
         if not self._silent:
-            log.warning("Answers of models are not kept at present: %s", error)
+            events.ANSWERS_NOT_KEPT(error=error)
         self._silent = True
 
 

@@ -266,6 +266,7 @@ LIMITS_ANSWER_UNUSABLE = LogEvent("inference.limits_answer_unusable", "error", "
 LIMITS_ALONE = LogEvent("inference.limits_alone", "warning", "{error} Until then this process goes on with {share}.")
 LIMITS_SHARED = LogEvent("inference.limits_shared", "info", "The limit store is back; limits are shared again.")
 
+ANSWERS_NOT_KEPT = LogEvent("inference.answers_not_kept", "warning", "Answers of models are not kept at present: {error}")
 SHADOW_FAILED = LogEvent("inference.shadow_failed", "info", "A shadow call to {model} failed: {error}")
 SWITCHES_NOT_READ = LogEvent("inference.switches_not_read", "warning", "{error} Calls go on by what was read last.")
 SWITCH_NOT_FOLLOWED = LogEvent("inference.switch_not_followed", "warning", "A model switch cannot be followed here: {error}")
