@@ -204,6 +204,9 @@ def test_a_command_says_what_is_wrong_with_the_address(project: Project) -> None
         failed = project.run("--server", url, "list", "--json")
         assert failed.code == 3 and "does not answer" in failed.error
     assert project.run("--server", "not a url", "list").code == 2
+    local = project.run("--server", "http://127.0.0.1:1", "costs")
+    assert local.code == 2 and "files of this machine" in local.error
+    assert not (project.folder / ".ziggurat").exists()
 
 
 def test_serving_says_when_its_port_is_taken_and_what_extra_is_missing(project: Project) -> None:

@@ -33,6 +33,7 @@ from ziggurat.doors.cli import (
 )
 from ziggurat.doors.cli.common import INTERRUPTED, answer, report, say
 from ziggurat.doors.cli.logs import show_logs
+from ziggurat.errors import ConfigurationError
 
 app = typer.Typer(
     name="ziggurat",
@@ -52,8 +53,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+#: Commands that answer from files of this machine: with --server they would answer for the wrong system.
+_OF_THIS_MACHINE = frozenset({"artifacts", "costs", "doctor", "keys", "models"})
+
+
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say on stderr what the layers do.")] = False,
     server: Annotated[
@@ -67,6 +73,11 @@ def _root(
     ] = "",
 ) -> None:
     show_logs(verbose=verbose)
+    if server and context.invoked_subcommand in _OF_THIS_MACHINE:
+        raise ConfigurationError(
+            f"`ziggurat {context.invoked_subcommand}` looks at the files of this machine, and {server} is another; run it there, or ask "
+            "its API, which is described at /api/v1/openapi.json."
+        )
     if server:
         # As the setting that it is, so that whoever reads the settings knows of it.
         os.environ["ZIGGURAT_CLIENT__URL"] = server
