@@ -109,6 +109,7 @@ class Driver:
         resident.writes += 1
         if event.kind in ARRIVING:
             resident.arriving.append(event)
+            resident.asked_to_stop |= event.kind == "cancel_requested"
         runs = None
         if resident.row_status == "waiting":
             # The row says that nothing has to be done before `wake_at`; with this event that is no longer true.
@@ -273,6 +274,7 @@ class Driver:
         resident.at = events[-1].at if events else run.created_at
         self.residents[run.id] = resident
         current = current_generation(events)
+        resident.asked_to_stop = any(event.kind == "cancel_requested" for event in current)
         self.telling.replayed(len(current))
         resident.run = replace(run, usage=total_usage(run.carried, current))
         if not warmed and self.stowing.warm(resident, current, self._again):
@@ -438,6 +440,7 @@ class Driver:
             events.append(self.event(resident, kind, name=name, result=payload))
         execution.discard()
         resident.execution = None
+        resident.asked_to_stop = any(e.kind == "cancel_requested" for e in events)
         resident.run = replace(
             resident.run,
             carried=resident.run.usage,

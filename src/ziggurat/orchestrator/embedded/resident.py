@@ -15,6 +15,7 @@ class Resident:
 
     __slots__ = (
         "arriving",
+        "asked_to_stop",
         "at",
         "execution",
         "finishing",
@@ -49,6 +50,8 @@ class Resident:
         self.storing = False
         #: The artifact store cannot be used now, and the program needs it: it is built again from the history a little later.
         self.stalled = False
+        #: Its history has the wish to cancel, whether or not its program is in memory.
+        self.asked_to_stop = False
 
     def knows_signal(self, signal_id: str) -> bool:
         """Say whether a signal of that id has come already."""
@@ -59,7 +62,7 @@ class Resident:
     @property
     def cancelling(self) -> bool:
         """True once the run was asked to stop."""
-        if any(event.kind == "cancel_requested" for event in self.arriving):
+        if self.asked_to_stop or any(event.kind == "cancel_requested" for event in self.arriving):
             return True
         return self.execution is not None and self.execution.cancel_requested
 
