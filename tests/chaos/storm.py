@@ -177,14 +177,24 @@ class Storm:
         at_once = asyncio.Semaphore(50)
 
         async def start(name: str) -> None:
-            workflow, arguments = (tour.name, {"key": name, "groups": self.tours.get(name)})
-            if name in self.poisons:
-                workflow, arguments = doomed.name, {"key": name}
-            request = StartRequest(workflow=workflow, payload=Raw(msgspec.json.encode(arguments)), id=name)
             async with at_once:
-                await self.plant.ask(lambda orchestrator: orchestrator.start(request))
+                await self._start_run(name)
 
         await asyncio.gather(*[start(name) for name in names])
+
+    async def _start_run(self, name: str) -> None:
+        workflow, arguments = (tour.name, {"key": name, "groups": self.tours.get(name)})
+        if name in self.poisons:
+            workflow, arguments = doomed.name, {"key": name}
+        request = StartRequest(workflow=workflow, payload=Raw(msgspec.json.encode(arguments)), id=name)
+        await self.plant.ask(lambda orchestrator: orchestrator.start(request))
+
+    async def start_as_many(self, suffix: str) -> None:
+        """Start the tours that were drawn once more, under names with this suffix."""
+        more = {f"{name}{suffix}": groups for name, groups in self.tours.items() if "+" not in name}
+        self.tours |= more
+        for name in more:
+            await self._start_run(name)
 
     async def _until_ended(self, raging: asyncio.Task[None]) -> None:
         while True:
