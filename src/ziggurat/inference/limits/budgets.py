@@ -27,8 +27,8 @@ from ziggurat.inference.limits.interface import Answer, Held, Hold, Purse, Reque
 from ziggurat.inference.limits.keeper import Keeper
 from ziggurat.units import human_dollars
 
-#: Seconds until a call that waits for others to settle asks again.
-ASK_AGAIN = 0.1
+#: Seconds until a call that waits for others to settle asks again, at first and at most: many may wait for one.
+ASK_AGAIN, ASK_AGAIN_MOST = 0.1, 1.0
 
 #: Returns what is known to be spent: (kind of purse, its name, UTC day) → US dollars. Reads files, so it is called in a thread.
 Baseline = Callable[[str, str, str], float]
@@ -106,7 +106,7 @@ class Budgets:
         if not purses:
             return ""
         hold = Hold(id=new_id(), purses=purses, most=max(cost.most, cost.likely), likely=cost.likely, past_soft=past_soft)
-        asked = False
+        asked, pause = False, ASK_AGAIN
         try:
             while True:
                 asked = True
@@ -118,7 +118,8 @@ class Budgets:
                 if held.answer == "hard":
                     purse = next(p for p in purses if p.key == held.key)
                     raise _exceeded(purse, held.spent, cost, model)
-                await asyncio.sleep(ASK_AGAIN * random.uniform(0.5, 1.5))
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                pause = min(ASK_AGAIN_MOST, 1.5 * pause)
         except asyncio.CancelledError:
             if asked:
                 self.settle(hold.id, 0.0)  # It may have been granted on the way.
