@@ -107,6 +107,7 @@ def _price_per_hour(name: str, wanted: EndpointSettings) -> float:
 def _model(wanted: ModelSettings) -> ModelConfig:
     return ModelConfig(
         routes=list(wanted.routes),
+        policy=wanted.policy,
         capabilities=CapabilityOverrides(**wanted.capabilities.model_dump()),
         price=_price(wanted.prices) if wanted.prices is not None else None,
     )

@@ -18,6 +18,7 @@ from ziggurat.errors import (
 )
 from ziggurat.inference.capabilities import weakened
 from ziggurat.inference.interface import ModelConfig
+from ziggurat.inference.policies import cheapest_first
 from ziggurat.inference.retrying import RetryOptions, backoff
 from ziggurat.inference.routes import Route, Standing, choose, misfit
 from ziggurat.inference.telling import Told
@@ -58,6 +59,15 @@ class Call:
         #: What the alias meant when the call began.
         self.config: ModelConfig | None = None
         self._rule_out()
+
+    async def rank(self) -> None:
+        """Put the cheapest route first, if the alias is to be tried by price. Looks the prices up the first time, beside the loop."""
+        if self.config is None or self.config.policy != "price" or self.config.weights or len(self.standings) < 2:
+            return
+        for standing in self.standings:
+            await standing.route.prepare()
+        at = self._clock.time()
+        self.standings = cheapest_first(self.standings, [standing.route.cost(at) for standing in self.standings])
 
     def _rule_out(self) -> None:
         """Leave out the routes that cannot serve the prompt."""

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from msgspec import Struct
 
 from ziggurat.errors import EndpointUnreachable, ModelNotFound
+from ziggurat.inference.policies import Policy
 from ziggurat.records import Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt
 
 #: "1" lets model requests leave this machine, "0" forbids it, whatever runs.
@@ -156,6 +157,8 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
     capabilities: CapabilityOverrides = CapabilityOverrides()
     #: What it costs on every route; the endpoint's prices and the built-in tables if None.
     price: Price | None = None
+    #: In which order the routes are tried, unless shares say so: as written, the cheapest or the quickest first.
+    policy: Policy = "order"
     #: The share of calls that begin with each route; empty for all with the first.
     weights: list[float] = []
     #: A route that gets a copy of each whole call; empty for none.

@@ -143,6 +143,7 @@ class Router(ModelCaller):
     async def _answer(self, call: Call, attempt: Callable[[Route], Awaitable[Answer]]) -> Answer:
         try:
             async with asyncio.timeout(call.left()):
+                await call.rank()
                 while True:
                     standing = await call.next()
                     await standing.route.prepare()
@@ -160,6 +161,7 @@ class Router(ModelCaller):
 
     async def _stream(self, prompt: Prompt, told: telling.Told | None) -> AsyncGenerator[Chunk, None]:
         call = self._call(prompt, told)
+        await call.rank()
         while True:
             standing = await call.next()
             await standing.route.prepare()
@@ -372,6 +374,8 @@ class Router(ModelCaller):
             switch=call.config.version if call.config is not None else 0,
             held_usd=held,
         )
+        if status == "ok":
+            route.pace.answered(latency, usage.output_tokens)
         if usage.calls or status == "unanswered":
             attempt = current_attempt()
             if attempt is not None:

@@ -15,7 +15,8 @@ from ziggurat.inference.interface import Capabilities, CapabilityOverrides, Endp
 from ziggurat.inference.limits.gate import Gate
 from ziggurat.inference.limits.keeper import Keeper
 from ziggurat.inference.metering import Meter
-from ziggurat.inference.prices import Tariff, tariff
+from ziggurat.inference.policies import COMPARED_INPUT, COMPARED_OUTPUT, Pace, quickest_first
+from ziggurat.inference.prices import UNPRICED, Tariff, tariff
 from ziggurat.inference.retrying import Breaker, RetryBudget, RetryOptions
 from ziggurat.inference.tokens import raw_tokens
 from ziggurat.records import Prompt
@@ -46,12 +47,14 @@ class Lane:
 
 
 class Route:
-    """One upstream model of one endpoint, as one alias uses it. The breaker is shared by all aliases that use the model."""
+    """One upstream model of one endpoint, as one alias uses it. Breaker and pace are shared by all aliases that use the model."""
 
-    __slots__ = ("_tariff", "breaker", "capabilities", "lane", "name", "price", "upstream")
+    __slots__ = ("_tariff", "breaker", "capabilities", "lane", "name", "pace", "price", "upstream")
 
-    def __init__(self, lane: Lane, upstream: str, breaker: Breaker, capabilities: Capabilities, price: Price | None) -> None:
-        self.lane, self.upstream, self.breaker = lane, upstream, breaker
+    def __init__(
+        self, lane: Lane, upstream: str, breaker: Breaker, pace: Pace, capabilities: Capabilities, price: Price | None
+    ) -> None:
+        self.lane, self.upstream, self.breaker, self.pace = lane, upstream, breaker, pace
         self.capabilities, self.price = capabilities, price
         self.name = f"{lane.endpoint.name}:{upstream}"
         self._tariff: Tariff | None = None
@@ -63,6 +66,11 @@ class Route:
             endpoint = self.lane.endpoint
             self._tariff = tariff(endpoint.config, self.upstream, alias_price=self.price, free=endpoint.free(self.upstream))
         return self._tariff
+
+    def cost(self, at: float) -> float | None:
+        """Return what the compared call costs here, in US dollars, or None if nobody knows. After `prepare`."""
+        tariff = self.tariff
+        return None if tariff.version == UNPRICED else tariff.estimate(COMPARED_INPUT, COMPARED_OUTPUT, at)
 
     async def prepare(self) -> None:
         """Look the tariff up before the first call, in a thread: a price library may take half a second to import."""
@@ -103,6 +111,7 @@ class Routes:
         self.endpoints = dict(endpoints)
         self.lanes = {name: Lane(endpoint, clock, options, rng, keeper, tenants) for name, endpoint in endpoints.items()}
         self._breakers: dict[str, Breaker] = {}
+        self._paces: dict[str, Pace] = {}
         self._direct: dict[str, list[Route]] = {}
         self._aliases: dict[str, list[Route]] = {}
         self._models: dict[str, ModelConfig] = {}
@@ -127,7 +136,11 @@ class Routes:
         By its share one route comes first; the others follow as they stand. Raises ModelNotFound.
         """
         routes, config = self.of(model), self._models.get(model)
-        if config is None or len(config.weights) != len(routes):
+        if config is None or len(routes) < 2:
+            return routes, config
+        if len(config.weights) != len(routes):
+            if config.policy == "latency":
+                routes = quickest_first(routes, [route.pace for route in routes], self._rng)
             return routes, config
         (first,) = self._rng.choices(range(len(routes)), config.weights)
         return [routes[first], *routes[:first], *routes[first + 1 :]], config
@@ -189,7 +202,8 @@ class Routes:
         known_of = lane.endpoint.capabilities(upstream)
         corrected = table.corrected(known_of, model.capabilities) if model.capabilities != CapabilityOverrides() else known_of
         breaker = self._breakers.setdefault(text, Breaker())
-        return Route(lane, upstream, breaker, corrected, model.price)
+        pace = self._paces.setdefault(text, Pace())
+        return Route(lane, upstream, breaker, pace, corrected, model.price)
 
 
 class Standing:

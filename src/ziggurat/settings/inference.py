@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -79,6 +79,10 @@ class ModelSettings(Section):
 
     routes: Annotated[list[str], AfterValidator(routes_well_formed)] = Field(
         min_length=1, description='Where it is served, best first: "endpoint:upstream model".'
+    )
+    policy: Literal["order", "price", "latency"] = Field(
+        "order",
+        description="Which route a call tries first: as they are written, the cheapest, or the quickest by token of late.",
     )
     capabilities: CapabilitySettings = Field(
         CapabilitySettings(), description="What it can do, where the built-in table is wrong."

@@ -1,0 +1,51 @@
+"""In which order a call tries the routes of an alias, where the settings leave that to prices or to pace. Pure choices over what is known."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
+
+#: "order": as they are written. "price": the cheapest first. "latency": the quickest first.
+Policy = Literal["order", "price", "latency"]
+
+#: How much the newest call counts in a route's pace.
+NEWEST = 0.2
+#: The share of calls that begin with another route than the quickest, so that one which got quicker is noticed.
+EXPLORED = 0.05
+#: Tokens of the call by which prices are compared: what a document costs to read and to sum up.
+COMPARED_INPUT, COMPARED_OUTPUT = 1_000, 300
+
+
+class Pace:
+    """How quick a route is: seconds for an output token, the newest calls counting most. A whole answer's time says little, since answers
+    are of all lengths.
+    """
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        #: None until a call was answered.
+        self.seconds: float | None = None
+
+    def answered(self, latency: float, output_tokens: int) -> None:
+        """Take in a call that took `latency` seconds and wrote so many tokens."""
+        if output_tokens > 0:
+            newest = latency / output_tokens
+            self.seconds = newest if self.seconds is None else self.seconds + NEWEST * (newest - self.seconds)
+
+
+def cheapest_first(routes: Sequence[T], costs: Sequence[float | None]) -> list[T]:
+    """Return routes by what the same call costs on each; those of equal cost as they stand, those of unknown cost last."""
+    order = sorted(range(len(routes)), key=lambda n: float("inf") if costs[n] is None else costs[n] or 0.0)
+    return [routes[n] for n in order]
+
+
+def quickest_first(routes: Sequence[T], paces: Sequence[Pace], rng: random.Random) -> list[T]:
+    """Return routes by pace, those not known yet first, so that each becomes known; now and then another one begins."""
+    order = sorted(range(len(routes)), key=lambda n: paces[n].seconds or 0.0)
+    if len(order) > 1 and rng.random() < EXPLORED:
+        order.insert(0, order.pop(rng.randrange(1, len(order))))
+    return [routes[n] for n in order]
