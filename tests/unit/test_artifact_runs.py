@@ -45,7 +45,7 @@ def length(text: str) -> int:
     return len(text)
 
 
-@workflow
+@workflow(name="artifact_runs.child")
 async def child(text: str) -> str:
     return await twice(text)
 

@@ -1,4 +1,4 @@
-"""In which order a call tries the routes of an alias, where the settings leave that to prices or to pace. Pure choices over what is known."""
+"""The order in which a call tries the routes of an alias, by price or by pace: pure choices over what is known."""
 
 from __future__ import annotations
 
