@@ -46,6 +46,7 @@ class TestTemporal(OrchestratorSuite):
     programs = 2
     many = 20
     deadline = 3.0
+    moment = 3.0
     native = True
     options = TemporalOptions(lease=4.0, relay=0.3, sticky=1.0)
 

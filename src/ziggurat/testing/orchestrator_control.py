@@ -218,11 +218,11 @@ class ControlPromises(OrchestratorHarness):
         async with self.running() as orchestrator:
             if not self.pauses():
                 return
-            timer = await self.start(p.timer_then_count, self.name, 1.0)
+            timer = await self.start(p.timer_then_count, self.name, self.moment)
             signals = await self.start(p.signal_then_count, self.name)
             await asyncio.gather(orchestrator.pause(timer), orchestrator.pause(signals))
             await self.send(signals, "a", 7)
-            await asyncio.sleep(1.0 + self.glance)
+            await asyncio.sleep(self.moment + self.glance)
             assert (p.ran[f"{self.name}.after"], p.ran[f"{self.name}.signalled"]) == (0, 0)
             await asyncio.gather(orchestrator.resume(timer), orchestrator.resume(signals))
             assert await self.result(timer) == 1

@@ -32,6 +32,8 @@ class OrchestratorHarness(ABC):
     programs = 10
     #: Seconds in which a task fails more than once.
     deadline = 0.08
+    #: Seconds in which a pause has been heeded for certain.
+    moment = 1.0
     #: Runs that the suite starts at once.
     many = 100
 

@@ -334,15 +334,27 @@ class TemporalOrchestrator(Orchestrator):
         return [views[number] for number in sorted(views)]
 
     async def wait(self, run: str, timeout: float | None = None) -> Run:
-        pause = self.options.look
         async with asyncio.timeout(timeout):
             while True:
                 if (await self._reader.live(run)).status in STOPPED:
                     found = await self._reader.run(run)
                     if found.status in STOPPED:
                         return found
-                await self._reader.closing(run, pause)
-                pause = min(self.options.look_most, pause * 1.5)
+                await self._until_it_may_have_stopped(run)
+
+    async def _until_it_may_have_stopped(self, run: str) -> None:
+        """Wait for the end, which the server tells, and look now and then whether the run is parked, which it does not."""
+        pause = self.options.look
+        closing = asyncio.create_task(self._reader.closing(run))
+        try:
+            while not closing.done():
+                await asyncio.wait([closing], timeout=pause)
+                pause = min(self.options.look_most, 2 * pause)
+                if not closing.done() and (await self._reader.live(run)).status in STOPPED:
+                    return
+            closing.result()
+        finally:
+            closing.cancel()
 
     async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
         async with contextlib.aclosing(self._follower.follow(run, after)) as events:

@@ -23,5 +23,5 @@ class TemporalOptions(Struct, frozen=True, kw_only=True):
     #: How often the relay sends heartbeats for what is on our queue, and looks for what the queue has lost.
     relay: float = 5.0
     #: How often someone who waits for a run looks whether it is parked, at first and at most.
-    look: float = 0.2
-    look_most: float = 3.0
+    look: float = 0.5
+    look_most: float = 10.0

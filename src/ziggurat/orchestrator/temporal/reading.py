@@ -251,8 +251,8 @@ class Reader:
             return await self.run(run) if description.pending_workflow_task.attempt > 1 else found
         return found if _is_busy(description) else replace(found, status="waiting")
 
-    async def closing(self, run: str, patience: float) -> None:
-        """Wait until the run's newest execution has closed, or `patience` seconds."""
+    async def closing(self, run: str) -> None:
+        """Wait until the run's newest execution has closed, or the server is tired of the question."""
         request = GetWorkflowExecutionHistoryRequest(
             namespace=self._link.namespace,
             execution=WorkflowExecution(workflow_id=run),
@@ -260,18 +260,13 @@ class Reader:
             skip_archival=True,
             history_event_filter_type=HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT,
         )
-        begun = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(patience):
-                await self._client.workflow_service.get_workflow_execution_history(request)
-        except TimeoutError:
-            return
+            await self._client.workflow_service.get_workflow_execution_history(request)
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND:
                 raise self.translate(run, error) from error
-        # An answer that came at once and changes nothing, as of a server that goes, must not be asked for in a tight loop.
-        if asyncio.get_running_loop().time() - begun < 0.005:
-            await asyncio.sleep(0.005)
+        # An answer that comes at once and changes nothing, as of a server that goes, must not be asked for in a tight loop.
+        await asyncio.sleep(0.005)
 
     async def events(self, run: str) -> list[Event]:
         """Return the events of a run: those of its generation, and of the one before, which stays readable."""
