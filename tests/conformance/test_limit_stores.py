@@ -9,14 +9,15 @@ import pytest
 
 pytest.register_assert_rewrite("ziggurat.testing.limit_suite")
 
-from tests.conformance.redis_servers import RedisServer, redis_server  # noqa: E402, F401
+from tests.conformance.redis_servers import REDIS_8, RedisServer, redis_server, running_cluster  # noqa: E402, F401
+from tests.conftest import missing_service  # noqa: E402
 from ziggurat.errors import SettingsError  # noqa: E402
 from ziggurat.inference.backends.limits_redis import RedisStore  # noqa: E402
 from ziggurat.inference.backends.limits_sqlite import SqliteStore  # noqa: E402
-from ziggurat.inference.limits.interface import Beat, LimitStore, StoreDown  # noqa: E402
+from ziggurat.inference.limits.interface import Beat, Held, LimitStore, Settle, StoreDown, Taken  # noqa: E402
 from ziggurat.inference.limits.process import ProcessStore  # noqa: E402
 from ziggurat.testing.clock import FakeClock  # noqa: E402
-from ziggurat.testing.limit_suite import LimitStoreSuite, flow, take  # noqa: E402
+from ziggurat.testing.limit_suite import LimitStoreSuite, flow, hold, take  # noqa: E402
 
 
 class TestProcess(LimitStoreSuite):
@@ -85,3 +86,15 @@ class TestRedis(LimitStoreSuite):
             store.purse("p")
         with pytest.raises(SettingsError, match=r"inference\.limits\.store has the scheme 'http'"):
             RedisStore("http://127.0.0.1")
+
+
+def test_a_cluster_keeps_all_that_a_request_needs_in_one_slot() -> None:
+    with running_cluster(REDIS_8, missing_service, 2) as servers:
+        store = RedisStore("redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in servers))
+        [taken, held, _] = store.run("a", [take(flow(100.0)), hold("x", 0.5), Settle(id="x", cost=0.2)])
+        assert isinstance(taken, Taken)
+        assert taken.granted
+        assert isinstance(held, Held)
+        assert held.answer == "granted"
+        assert store.purse("p") == (0.2, 0.0)
+        store.close()
