@@ -172,8 +172,8 @@ def test_a_server_that_dies_and_comes_back_empty(site: Project, server: RedisSer
     assert [result_of(site, "quadruple", name) for name in ("before", "during")] == [20, 24]
     server.kill()
     site.ok("start", "quadruple", "-i", '{"n": 7}', "--id", "after")
-    for command in ("serve", "worker"):
-        site.until(lambda command=command: "cannot be reached" in said(site, command), f"{command} says so")  # type: ignore[misc]
+    for command, sentence in (("serve", "The queue gives no outcomes now"), ("worker", "cannot use its queue and keeps trying")):
+        site.until(lambda c=command, s=sentence: s in said(site, c), f"{command} says so")  # type: ignore[misc]
     server.start()
     assert result_of(site, "quadruple", "after") == 28
     for process in (working, serving):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import Any, NoReturn
 
 from ziggurat.errors import MissingExtra, QueueUnavailable
@@ -123,13 +124,14 @@ class Server:
         if link is not None:
             await link.retire()
 
-    async def run(self, name: str, *arguments: Any, once: bool = False) -> Any:
-        """Call a script and return its answer. With `once`, a call whose answer was lost is not repeated.
+    async def run(self, name: str, *arguments: Any, once: bool = False, asked: list[float] | None = None) -> Any:
+        """Call a script and return its answer. With `once`, a call whose answer was lost is not repeated. `asked` gets the monotonic
+        times of the tries.
 
         Raises QueueUnavailable after `patience` seconds of trouble, or at once when the server refuses us for good.
         """
         async with self._turns:
-            return await self._attempt(lambda link: self._evaluate(link, name, arguments), once=once)
+            return await self._attempt(lambda link: self._evaluate(link, name, arguments, asked), once=once)
 
     async def subscribe(self, channel: str) -> Subscription:
         """Listen to a sharded channel on a connection of its own. Raises QueueUnavailable."""
@@ -152,8 +154,10 @@ class Server:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, PAUSE_MOST)
 
-    async def _evaluate(self, link: Link, name: str, arguments: tuple[Any, ...]) -> Any:
+    async def _evaluate(self, link: Link, name: str, arguments: tuple[Any, ...], asked: list[float] | None) -> Any:
         script = link.scripts[name]
+        if asked is not None:
+            asked.append(monotonic())
         try:
             return await link.client.execute_command("EVALSHA", script.sha, 1, self.base, *arguments)
         except self._errors.NoScriptError:

@@ -20,7 +20,6 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from math import ceil
-from time import monotonic
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 from uuid import uuid4
@@ -192,8 +191,9 @@ class RedisQueue(Queue):
 
         async def look(token: str) -> list[Delivery]:
             # By our own clock, and from before the server's: so the lease is never longer than we say.
-            until, held_until = self._clock.time() + self.options.lease, monotonic() + self.options.lease
-            answer = await self._server.run("receive", wire.consumer(worker), limit, token, *rest)
+            until, asked = self._clock.time() + self.options.lease, list[float]()
+            answer = await self._server.run("receive", wire.consumer(worker), limit, token, *rest, asked=asked)
+            held_until = asked[-1] + self.options.lease
             due, deliveries, unreadable = wire.read_deliveries(answer, worker, (until, held_until), self.options.trusted)
             self._note_due(due)
             if unreadable:
