@@ -115,7 +115,7 @@ def test_doctor_finds_a_healthy_system_well(flows: Project) -> None:
     flows.ok("run", "flow", "-i", '{"n": 1}')
     examined = flows.ok("doctor", "--json").json
     assert {finding["layer"] for finding in examined} == {
-        "settings", "program", "workers", "orchestrator", "queue", "inference", "extras"
+        "settings", "program", "workers", "orchestrator", "queue", "artifacts", "inference", "extras"
     }  # fmt: skip
     assert not [finding for finding in examined if finding["state"] == "wrong"]
     said = {finding["what"]: finding["said"] for finding in examined}
