@@ -32,7 +32,7 @@ class Hosting:
         self._relay = relay
         # A program runs under the interpreter's lock anyway; more threads than this only take turns.
         self._threads = ThreadPoolExecutor(max_workers=max(4, os.cpu_count() or 1), thread_name_prefix="ziggurat-runs")
-        runner = MachineRunner(surroundings)
+        runner = self._runner = MachineRunner(surroundings)
         prefix = surroundings.place.task_queue
         self._workers = [
             Worker(
@@ -82,7 +82,8 @@ class Hosting:
         for task in self._tasks:
             with contextlib.suppress(Exception):
                 await task
-        self._threads.shutdown(wait=False)
+        await asyncio.to_thread(self._threads.shutdown)
+        self._runner.close()
 
 
 def _report(task: asyncio.Task[Any]) -> None:

@@ -48,6 +48,7 @@ async def replay(recording: Recording, registry: Registry, payloads: Payloads) -
     try:
         result = await replayer.replay_workflow(history, raise_on_replay_failure=False)
     finally:
+        runner.close()
         guard.uninstall()
     if parked:
         return parked[0].rstrip(".")

@@ -8,7 +8,7 @@ guard of `embedded/guard.py` watches what a workflow does.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from temporalio import workflow
@@ -41,27 +41,38 @@ class MachineRunner(WorkflowRunner):
 
     def __init__(self, surroundings: Surroundings) -> None:
         self._surroundings = surroundings
+        #: Those that the SDK has not told to go.
+        self._machines: set[Machine] = set()
 
     def prepare_workflow(self, defn: Any) -> None:
         return None
 
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
-        return MachineInstance(self._surroundings, det.info)
+        made = MachineInstance(self._surroundings, det.info, self._machines.discard)
+        self._machines.add(made.machine)
+        return made
+
+    def close(self) -> None:
+        """Free the programs that are still in memory. Left to the garbage collector, their `finally` blocks would run outside any run."""
+        for machine in list(self._machines):
+            machine.discard()
 
 
 class MachineInstance(WorkflowInstance):
     """A machine as the SDK sees it."""
 
-    def __init__(self, surroundings: Surroundings, info: workflow.Info) -> None:
-        self._info = info
-        self._machine = Machine(surroundings, info.workflow_id, info.workflow_type)
+    def __init__(self, surroundings: Surroundings, info: workflow.Info, forget: Callable[[Machine], None]) -> None:
+        self._info, self._forget = info, forget
+        self.machine = Machine(surroundings, info.workflow_id, info.workflow_type)
         self._thread: int | None = None
 
     def activate(self, act: WorkflowActivation) -> WorkflowActivationCompletion:
         self._thread = threading.get_ident()
         try:
-            return self._machine.activate(act)
+            return self.machine.activate(act)
         finally:
+            if any(job.HasField("remove_from_cache") for job in act.jobs):
+                self._forget(self.machine)
             self._thread = None
 
     def get_serialization_context(self, command_info: Any) -> SerializationContext | None:
