@@ -148,8 +148,14 @@ class _Walk:
         assert len({delivery.message.id for delivery in taken}) == len(taken) <= limit
         assert {delivery.message.id for delivery in taken} <= ready
         assert bool(taken) == bool(ready)
+        told, trusted = self.queue.capabilities.tells_suspects, self.queue.options.trusted
+        suspects = {id_ for id_ in ready if told and self.model.held[id_].deliveries >= trusted}
         if self.suite.exact_time:
-            assert len(taken) == min(limit, len(ready))
+            assert {delivery.message.id for delivery in taken if delivery.suspect} == suspects & {it.message.id for it in taken}
+            if suspects & {delivery.message.id for delivery in taken}:
+                assert len(taken) == 1, "a suspect comes alone"
+            elif not suspects:
+                assert len(taken) == min(limit, len(ready))
         for delivery in taken:
             it = self.model.held[delivery.message.id]
             assert delivery.message == it.message
