@@ -52,7 +52,8 @@ class OrchestratorHarness(ABC):
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Orchestrator]:
         """Run the orchestrator for a test. `self.name` is a name that no other test uses."""
-        self.name = f"n{next(_names)}"
+        # Ids that are made up hold no "u", so that none of them contains this name.
+        self.name = f"run{next(_names)}"
         self.registry = Registry()
         self.orchestrator = await self.begin(self.registry)
         try:
