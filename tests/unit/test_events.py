@@ -111,9 +111,7 @@ def test_an_exception_is_part_of_its_line(written: io.StringIO) -> None:
     assert "with\nlines" in line["exception"]["traceback"]
 
 
-def test_whatever_a_field_holds_the_line_is_one_line_of_json(written: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
-    # pytest keeps what it sees of logs, and cannot pass a lone surrogate on between its processes.
-    monkeypatch.setattr(logging.getLogger("ziggurat"), "propagate", False)
+def test_whatever_a_field_holds_the_line_is_one_line_of_json(written: io.StringIO) -> None:
     events.RUN_LEFT(run='a "quoted"\nid % {x} \udcff \x00')
     (text,) = written.getvalue().splitlines()
     assert json.loads(text)["run"].startswith('a "quoted"\nid % {x}')

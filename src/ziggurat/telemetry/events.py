@@ -48,7 +48,11 @@ class LogEvent:
             COUNTED.labels(self.name).inc()
         if self._logger.isEnabledFor(self._number):
             extra = {"event": self.name, "fields": fields}
-            self._logger.log(self._number, self.sentence.format_map(fields), exc_info=trace_of, stacklevel=2, extra=extra)
+            text = self.sentence.format_map(fields)
+            if not text.isascii():
+                # Lone surrogates, as in undecodable file names, are not UTF-8: a stream would fail on the line and lose it.
+                text = text.encode(errors="backslashreplace").decode()
+            self._logger.log(self._number, text, exc_info=trace_of, stacklevel=2, extra=extra)
 
 
 def events_reference() -> str:
