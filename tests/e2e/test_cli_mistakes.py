@@ -177,13 +177,17 @@ def test_with_json_an_error_is_json_on_stdout_too(shop: Project) -> None:
         ('[queue]\nbackennd = "memory"\n', ["ziggurat.toml", "'backennd'", "Did you mean 'backend'?"]),
         ('[queue]\nbackend = "memry"\n', ["ziggurat.toml", "Did you mean 'memory'?"]),
         ('[app]\nmodules = ["nowhere"]\n', ["no module 'nowhere'"]),
-        ('[orchestrator]\nbackend = "temporal"\n', ["temporal"]),
         ('[queue]\nbackend = "nowhere.at_all:Queue"\n', ["nowhere"]),
     ],
 )
 def test_wrong_settings_are_one_sentence_and_exit_2(shop: Project, text: str, parts: list[str]) -> None:
     shop.write("ziggurat.toml", text)
     refused(shop.run("run", "shop:greet", "-i", '{"name": "x"}'), 2, *parts)
+
+
+def test_a_temporal_server_that_is_not_there_is_named_with_the_settings_that_say_where(shop: Project) -> None:
+    shop.write("ziggurat.toml", '[orchestrator]\nbackend = "temporal"\nurl = "127.0.0.1:1"\n')
+    refused(shop.run("run", "shop:greet", "-i", '{"name": "x"}'), 3, "127.0.0.1:1", "cannot be reached", "[orchestrator] url")
 
 
 def test_modules_that_do_not_import_are_named_with_the_cause(shop: Project) -> None:
@@ -270,10 +274,13 @@ def test_a_state_file_that_another_process_holds_is_named_with_the_process(shop:
         holder.wait()
 
 
-def test_a_full_disk_is_said_and_loses_nothing(shop: Project) -> None:
+@pytest.mark.parametrize(
+    ("size", "limit", "what"), [(4_000_000, 2_000_000, "artifact store"), (100_000, 90_000, "state file")], ids=["store", "state"]
+)
+def test_a_full_disk_is_said_and_loses_nothing(shop: Project, size: int, limit: int, what: str) -> None:
     shop.ok("run", "shop:greet", "-i", '{"name": "x"}', "--id", "before")
     # A limit on the size of files is the nearest thing to a full disk that a test can have.
-    shop.write("large.json", json.dumps({"name": "x" * 4_000_000}))
+    shop.write("large.json", json.dumps({"name": "x" * size}))
     full = subprocess.run(
         shop.command("run", "shop:greet", "-i", "@large.json"),
         cwd=shop.folder,
@@ -282,9 +289,9 @@ def test_a_full_disk_is_said_and_loses_nothing(shop: Project) -> None:
         text=True,
         check=False,
         timeout=60,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
-    refused(Finished(full.returncode, full.stdout, full.stderr), 3, "state file", "nothing that was recorded is lost")
+    refused(Finished(full.returncode, full.stdout, full.stderr), 3, what, "nothing that was recorded is lost")
     assert [run["id"] for run in shop.ok("list", "--json").json if run["status"] == "completed"] == ["before"]
 
 

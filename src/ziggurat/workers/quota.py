@@ -53,6 +53,10 @@ class Flow(Struct, frozen=True):
         )
 
 
+#: Seconds of work below which a sample says nothing of a slot: dividing by it would tell of anything.
+WORK_TOLD = 1e-6
+
+
 class Appetite:
     """Learns what a pool takes of each endpoint, from totals that only grow."""
 
@@ -85,7 +89,7 @@ class Appetite:
         for endpoint in {*used, *self.all}:
             since = _difference(used.get(endpoint, Used()), before.get(endpoint, Used()))
             self.all[endpoint] = self.all.get(endpoint, Flow()).toward(_flow(since, now - at), 1 - fade)
-            if working > 0:
+            if working >= WORK_TOLD:
                 each = _flow(since, working)
                 weight = 1 - 0.5 ** (working / MEMORY_SLOT_SECONDS)
                 self.each[endpoint] = self.each[endpoint].toward(each, weight) if endpoint in self.each else each
