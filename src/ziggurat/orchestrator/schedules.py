@@ -18,7 +18,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
+from msgspec import Raw
+from msgspec.structs import replace
+
+from ziggurat.artifacts import Payloads, artifact_keys
 from ziggurat.errors import ConfigurationError, InvalidData
+from ziggurat.program.registry import Registry
 from ziggurat.records import Run, Schedule, StartRequest
 
 #: The shortest interval, in seconds. Work that comes more often belongs into one run that sleeps.
@@ -84,6 +89,22 @@ def check(schedule: Schedule) -> None:
     zone(schedule.timezone)
     for expression in schedule.cron:
         _parse(schedule.name, expression)
+
+
+def accepted(schedule: Schedule, registry: Registry, payloads: Payloads) -> Schedule:
+    """Return a schedule as it is kept: checked, with arguments that fit its workflow and are sealed.
+
+    Raises ConfigurationError, UnknownName, InvalidData.
+    """
+    check(schedule)
+    registry.workflow(schedule.workflow, schedule.entry).arguments.decode(schedule.payload)
+    plain = bytes(schedule.payload)
+    if artifact_keys(plain):
+        raise InvalidData(
+            f"The input of the schedule {schedule.name!r} refers to an artifact, and artifacts go with the runs that they belong to; "
+            "let the workflow fetch or save what it needs."
+        )
+    return replace(schedule, payload=Raw(payloads.seal_inline(plain, schedule.name)), next_at=None)
 
 
 def zone(name: str) -> ZoneInfo:

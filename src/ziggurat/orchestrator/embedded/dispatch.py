@@ -138,29 +138,7 @@ class Dispatcher:
 
     def message(self, run: Run, step: Step, payload: bytes) -> Message:
         """Return the message that carries the next attempt of a step, with these arguments."""
-        options = step.options
-        now = self.clock.time()
-        concurrency, rate = options.concurrency, options.rate
-        return Message(
-            id=message_id(run.id, run.epoch, step.number, step.attempt),
-            task=step.name,
-            payload=Raw(payload),
-            run=run.id,
-            generation=run.epoch,
-            step=step.number,
-            attempt=step.attempt,
-            workflow=run.workflow,
-            lane=_lane(run.namespace, options.queue, options.region, options.priority or run.priority),
-            sent_at=now,
-            timeout=options.timeout,
-            heartbeat_timeout=options.heartbeat,
-            deadline=step.requested_at + options.deadline if options.deadline is not None else None,
-            heartbeat=step.heartbeat,
-            concurrency=Concurrency(step.bound["concurrency"], concurrency.limit) if concurrency is not None else None,
-            rate=Rate(step.bound["rate"], rate[0], rate[1]) if rate is not None else None,
-            budgets=self.allowances(run),
-            trace=carried(run, step.number),
-        )
+        return attempt_message(run, step, payload, self.clock.time(), self.allowances(run))
 
     async def _hand_over(self) -> None:
         while True:
@@ -276,6 +254,31 @@ class Dispatcher:
 
 
 _lanes: dict[tuple[str, str, str, int], Lane] = {}
+
+
+def attempt_message(run: Run, step: Step, payload: bytes, now: float, budgets: tuple[Allowance, ...]) -> Message:
+    """Return the message that carries the next attempt of a step, with these arguments, sent at `now`."""
+    options, concurrency, rate = step.options, step.options.concurrency, step.options.rate
+    return Message(
+        id=message_id(run.id, run.epoch, step.number, step.attempt),
+        task=step.name,
+        payload=Raw(payload),
+        run=run.id,
+        generation=run.epoch,
+        step=step.number,
+        attempt=step.attempt,
+        workflow=run.workflow,
+        lane=_lane(run.namespace, options.queue, options.region, options.priority or run.priority),
+        sent_at=now,
+        timeout=options.timeout,
+        heartbeat_timeout=options.heartbeat,
+        deadline=step.requested_at + options.deadline if options.deadline is not None else None,
+        heartbeat=step.heartbeat,
+        concurrency=Concurrency(step.bound["concurrency"], concurrency.limit) if concurrency is not None else None,
+        rate=Rate(step.bound["rate"], rate[0], rate[1]) if rate is not None else None,
+        budgets=budgets,
+        trace=carried(run, step.number),
+    )
 
 
 def _lane(namespace: str, queue: str, region: str, priority: int) -> Lane:

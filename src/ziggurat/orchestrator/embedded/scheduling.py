@@ -16,14 +16,14 @@ import msgspec
 from msgspec import Raw
 from msgspec.structs import replace
 
-from ziggurat.artifacts import Payloads, artifact_keys
+from ziggurat.artifacts import Payloads
 from ziggurat.clock import Clock
-from ziggurat.errors import InvalidData, KeyMissing, LayerUnreachable, UnknownName, ZigguratError
+from ziggurat.errors import KeyMissing, LayerUnreachable, UnknownName, ZigguratError
 from ziggurat.orchestrator.embedded.journal import Journal
 from ziggurat.orchestrator.embedded.timers import Timers
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.orchestrator.interface import Orchestrator
-from ziggurat.orchestrator.schedules import Schedules, backfill_moments, check, next_moment, run_request, start_at
+from ziggurat.orchestrator.schedules import Schedules, accepted, backfill_moments, next_moment, run_request, start_at
 from ziggurat.program.registry import Registry
 from ziggurat.records import ENDED, Run, Schedule
 from ziggurat.telemetry import events
@@ -90,14 +90,7 @@ class EmbeddedSchedules(Schedules):
     # -- verbs ------------------------------------------------------------------------------------------------------
 
     async def put(self, schedule: Schedule) -> Schedule:
-        check(schedule)
-        self._registry.workflow(schedule.workflow, schedule.entry).arguments.decode(schedule.payload)
-        if artifact_keys(bytes(schedule.payload)):
-            raise InvalidData(
-                f"The input of the schedule {schedule.name!r} refers to an artifact, and artifacts go with the runs that they belong to; "
-                "let the workflow fetch or save what it needs."
-            )
-        schedule = replace(schedule, payload=Raw(self._payloads.seal_inline(bytes(schedule.payload), schedule.name)))
+        schedule = accepted(schedule, self._registry, self._payloads)
         async with self._lock(schedule.name):
             old, now = self._known.get(schedule.name), self._clock.time()
             if old is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from msgspec import Raw, Struct
+from msgspec import Struct
 from temporalio.api.common.v1 import Payload, Priority, RetryPolicy
 from temporalio.api.enums.v1 import WorkflowIdReusePolicy
 from temporalio.bridge.proto.child_workflow.child_workflow_pb2 import ChildWorkflowCancellationType, ParentClosePolicy
@@ -30,8 +30,8 @@ from ziggurat.orchestrator.temporal.wire import (
     search_payload,
     task_queue,
 )
-from ziggurat.orchestrator.tracing import carried, passed_on
-from ziggurat.records import Allowance, Concurrency, Lane, Message, Rate, Run, message_id
+from ziggurat.orchestrator.tracing import passed_on
+from ziggurat.records import Allowance, Message, Run
 
 #: Seconds that Temporal waits, past an attempt's own limit, before it holds the attempt for lost: the worker, which knows the limit too,
 #: is to say so first, and its coroutine may take a while to clean up.
@@ -57,31 +57,6 @@ class Placement(Struct, frozen=True, kw_only=True):
 
 #: The queue on which dispatch activities wait; `~` cannot be part of a queue's name.
 DISPATCH = "~dispatch"
-
-
-def attempt_message(run: Run, step: Step, now: float, budgets: tuple[Allowance, ...]) -> Message:
-    """Return the message that carries the next attempt of a step."""
-    options, concurrency, rate = step.options, step.options.concurrency, step.options.rate
-    return Message(
-        id=message_id(run.id, run.epoch, step.number, step.attempt),
-        task=step.name,
-        payload=Raw(step.payload),
-        run=run.id,
-        generation=run.epoch,
-        step=step.number,
-        attempt=step.attempt,
-        workflow=run.workflow,
-        lane=Lane(run.namespace, options.queue, options.region, options.priority or run.priority),
-        sent_at=now,
-        timeout=options.timeout,
-        heartbeat_timeout=options.heartbeat,
-        deadline=step.requested_at + options.deadline if options.deadline is not None else None,
-        heartbeat=step.heartbeat,
-        concurrency=Concurrency(step.bound["concurrency"], concurrency.limit) if concurrency is not None else None,
-        rate=Rate(step.bound["rate"], rate[0], rate[1]) if rate is not None else None,
-        budgets=budgets,
-        trace=carried(run, step.number),
-    )
 
 
 def activity_id(message: str, task: str) -> str:

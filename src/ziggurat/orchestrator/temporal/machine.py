@@ -33,6 +33,7 @@ from temporalio.bridge.proto.workflow_completion.workflow_completion_pb2 import 
 
 from ziggurat.artifacts import is_sealed
 from ziggurat.errors import ZigguratError
+from ziggurat.orchestrator.embedded.dispatch import attempt_message
 from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Mismatch
 from ziggurat.orchestrator.embedded.guard import forbidden_names
 from ziggurat.orchestrator.embedded.steps import Step
@@ -41,7 +42,6 @@ from ziggurat.orchestrator.embedded.watching import Watchers
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.orchestrator.temporal.answers import answer, fail_task, refuse_update
 from ziggurat.orchestrator.temporal.commands import (
-    attempt_message,
     keep_memo,
     keep_searchable,
     schedule_attempt,
@@ -423,7 +423,7 @@ class Machine:
             return
         self._next_attempt += 1
         step.retry_at, step.dispatched, step.sent_at = None, True, self._now
-        message = attempt_message(self.run, step, self._now, self._budgets + own_allowance(self.run))
+        message = attempt_message(self.run, step, step.payload, self._now, self._budgets + own_allowance(self.run))
         self._attempts[self._next_attempt] = step, message
         self._attempt_of[step.number] = self._next_attempt
         self._commands.append(schedule_attempt(self._next_attempt, message, step_info(step), self._place))

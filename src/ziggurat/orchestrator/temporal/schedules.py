@@ -40,10 +40,10 @@ from temporalio.common import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from ziggurat.artifacts import Payloads, artifact_keys
+from ziggurat.artifacts import Payloads
 from ziggurat.clock import Clock
-from ziggurat.errors import InvalidData, UnknownName
-from ziggurat.orchestrator.schedules import Schedules, backfill_moments, check, run_request
+from ziggurat.errors import UnknownName
+from ziggurat.orchestrator.schedules import Schedules, accepted, backfill_moments, run_request
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.orchestrator.temporal.commands import tag_words
 from ziggurat.program.registry import Registry
@@ -87,19 +87,7 @@ class TemporalSchedules(Schedules):
     # -- verbs ----------------------------------------------------------------------------------------------------
 
     async def put(self, schedule: Schedule) -> Schedule:
-        check(schedule)
-        self._registry.workflow(schedule.workflow, schedule.entry).arguments.decode(schedule.payload)
-        if artifact_keys(bytes(schedule.payload)):
-            raise InvalidData(
-                f"The input of the schedule {schedule.name!r} refers to an artifact, and artifacts go with the runs that they belong to; "
-                "let the workflow fetch or save what it needs."
-            )
-        schedule = replace(
-            schedule,
-            payload=Raw(self._payloads.seal_inline(bytes(schedule.payload), schedule.name)),
-            created_at=self._clock.time(),
-            next_at=None,
-        )
+        schedule = replace(accepted(schedule, self._registry, self._payloads), created_at=self._clock.time())
         handle = self._client.get_schedule_handle(self._id(schedule.name))
         try:
             await self._client.create_schedule(handle.id, self._made(schedule))
