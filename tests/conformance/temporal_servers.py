@@ -42,9 +42,25 @@ class TemporalServer:
         self.port = _free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
+        self._used = False
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it, and wait until it answers. Another process may have taken the free port meanwhile: then another is looked for."""
+        for last in (False, False, True):
+            self._launch()
+            assert self.process is not None
+            try:
+                # Whoever answers on the port must be this process, which ends at once if it cannot have it.
+                self.process.wait(0.3)
+            except subprocess.TimeoutExpired:
+                return
+            if last or self._used:
+                break
+            self.port = _free_port()
+            self.address = f"127.0.0.1:{self.port}"
+        raise RuntimeError(f"The Temporal server did not start: {(self._folder / 'temporal.log').read_text()[-2000:]}")
+
+    def _launch(self) -> None:
         with (self._folder / "temporal.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -59,13 +75,17 @@ class TemporalServer:
             )  # fmt: skip
         give_up = time.monotonic() + 30
         while not _answers(self.port):
-            if self.process.poll() is not None or time.monotonic() > give_up:
+            if self.process.poll() is not None:
+                return
+            if time.monotonic() > give_up:
                 raise RuntimeError(f"The Temporal server did not start: {(self._folder / 'temporal.log').read_text()[-2000:]}")
             time.sleep(0.05)
 
     def stop(self) -> None:
         """End it, by its process id."""
         if self.process is not None:
+            # Started again, it must be where its clients look for it.
+            self._used = True
             self.process.terminate()
             try:
                 self.process.wait(10)
