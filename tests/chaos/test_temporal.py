@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -75,6 +76,7 @@ class Site:
         self.settings.write_text('[app]\nmodules = ["chaotic"]\n' + settings)
         self.log = folder / "side.log"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._changing = threading.Lock()
 
     def begin(self, name: str) -> None:
         """Start a worker, or the process that drives runs."""
@@ -87,9 +89,23 @@ class Site:
 
     def kill(self, name: str) -> None:
         """End a process as a crash does, and start another in its place."""
-        self.processes[name].send_signal(signal.SIGKILL)
-        self.processes[name].wait()
-        self.begin(name)
+        with self._changing:
+            self.processes[name].send_signal(signal.SIGKILL)
+            self.processes[name].wait()
+            self.begin(name)
+
+    async def supervise(self) -> None:
+        """Start what has ended by itself again, as a supervisor does: a process that begins while the server is away ends with exit 3."""
+        while True:
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(self._revive)
+
+    def _revive(self) -> None:
+        with self._changing:
+            for name, process in list(self.processes.items()):
+                if process.poll() is not None:
+                    assert process.returncode == 3, f"{name} ended with {process.returncode}"
+                    self.begin(name)
 
     def close(self) -> None:
         for process in self.processes.values():
@@ -100,6 +116,7 @@ class Site:
 async def _all_finish(site: Site, faults: list[Callable[[], None]]) -> None:
     for name in ("driver", "one", "two"):
         site.begin(name)
+    supervising = asyncio.create_task(site.supervise())
     try:
         async with System(load_settings(site.settings), drive=False) as system:
             orchestrator = system.orchestrator
@@ -120,7 +137,10 @@ async def _all_finish(site: Site, faults: list[Callable[[], None]]) -> None:
             for run in ended:
                 steps = [e.step for e in await orchestrator.history(run.id, limit=-1) if e.kind == "step_completed"]
                 assert len(steps) == len(set(steps)) == 7
+            assert not supervising.done()
     finally:
+        supervising.cancel()
+        await asyncio.gather(supervising, return_exceptions=True)
         site.close()
     done = Counter(site.log.read_text().split("\n")[:-1])
     assert len(done) == RUNS * 6
