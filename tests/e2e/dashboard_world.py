@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+from tests.conftest import missing_service
 from tests.e2e.conftest import Project
 
 #: Milliseconds after which something that must come has not come.
@@ -200,10 +200,7 @@ def chromium() -> str:
     """Return the browser's path, or skip; CI must have it."""
     found = os.environ.get("PLAYWRIGHT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if not found:
-        text = "no Chromium here; install it with `apt install chromium`, or name one in PLAYWRIGHT_CHROMIUM"
-        if os.environ.get("CI"):
-            pytest.fail(text)
-        pytest.skip(text)
+        missing_service("Chromium (or one that PLAYWRIGHT_CHROMIUM names)", "apt install chromium")
     return found
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import missing_service
 from tests.e2e.conftest import Project
 
 SETTINGS = """
@@ -71,7 +72,7 @@ def ready(url: str) -> bool:
 def test_curl_reads_a_stream_and_sigterm_lets_it_end(project: Project) -> None:
     curl = shutil.which("curl")
     if curl is None:
-        pytest.skip("curl is not on this machine. Install it with: apt install curl")
+        missing_service("curl", "apt install curl")
     with gateway(project.folder) as (process, url):
         command = [curl, "-sN", "--max-time", "60", f"{url}/chat/completions", "-d", json.dumps(BODY)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:

@@ -220,7 +220,9 @@ class RunStream:
             if self.ended:
                 break
             try:
-                await asyncio.wait_for(self._news.wait(), HEARTBEAT)
+                # Not wait_for: on Python 3.11 it swallows a cancellation that comes together with the news.
+                async with asyncio.timeout(HEARTBEAT):
+                    await self._news.wait()
             except TimeoutError:
                 yield b": still here\n\n"
         if self.finished:

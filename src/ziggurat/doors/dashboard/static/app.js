@@ -32,6 +32,7 @@ let leave = null; // Ends what the page before had going on.
 let main = null;
 let me = null;
 const badges = {};
+let looking = false;
 
 function begin(session) {
   useToken(session.csrf_token);
@@ -56,7 +57,9 @@ function begin(session) {
       main),
     h("div", { id: "toasts" }));
   go();
-  lookAround();
+  // One look goes on for as long as the page is open, whoever logs in and out meanwhile.
+  if (!looking) lookAround();
+  looking = true;
 }
 
 function here() {
