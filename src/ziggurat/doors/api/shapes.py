@@ -125,6 +125,10 @@ class Call(Answer):
     latency: float = Field(description="Seconds from the request to the last byte.")
     first_token: float | None = Field(description="Seconds to the first token.")
     status: str
+    switch: int = Field(
+        0, description="Version of the switch that chose the route; 0 where the alias meant what the settings say."
+    )
+    held_usd: Cost = Field(0.0, description="What a call without an answer may have cost; no part of its usage.")
 
 
 class Event(Answer):
@@ -285,6 +289,8 @@ def call_of(call: records.CallRecord) -> Call:
         latency=call.latency,
         first_token=call.first_token,
         status=call.status,
+        switch=call.switch,
+        held_usd=call.held_usd,
     )
 
 

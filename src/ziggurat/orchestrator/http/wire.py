@@ -111,6 +111,8 @@ class WireCall(Struct):
     latency: float = 0.0
     first_token: float | None = None
     status: str = "ok"
+    switch: int = 0
+    held_usd: float = 0.0
 
 
 class WireEvent(Struct):
