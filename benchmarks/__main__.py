@@ -11,7 +11,7 @@ from benchmarks import report
 from benchmarks.harness import PATIENCE, say
 
 #: Every benchmark is a module with `run`; the names are the arguments of this command.
-BENCHMARKS = ("embedded", "queue", "gateway", "api", "temporal", "sharing")
+BENCHMARKS = ("embedded", "queue", "gateway", "api", "temporal", "sharing", "stack")
 
 
 def main() -> None:

@@ -126,9 +126,9 @@ class Upstream(asyncio.Protocol):
             self._transport.write(data)
 
 
-async def serve(port: int) -> None:
+async def serve(port: int, connection: type[Upstream] = Upstream) -> None:
     """Answer until cancelled; the first line printed is the base URL."""
-    server = await asyncio.get_running_loop().create_server(Upstream, "127.0.0.1", port)
+    server = await asyncio.get_running_loop().create_server(connection, "127.0.0.1", port)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)
     await server.serve_forever()
 

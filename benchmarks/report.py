@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import report_api, report_gateway, report_sharing, report_temporal
+from benchmarks import report_api, report_gateway, report_sharing, report_stack, report_temporal
 from benchmarks.harness import RESULTS, ROOT, median
 
 PAGE = ROOT / "docs" / "reference" / "benchmarks.md"
@@ -192,6 +192,10 @@ def _sharing(data: Data) -> str:
     return "\n".join([_machine_line(data), "", _table(report_sharing.HEAD, report_sharing.rows(data["sides"])), ""])
 
 
+def _stack(data: Data) -> str:
+    return "\n".join([_machine_line(data), "", _table(report_stack.HEAD, report_stack.rows(data["sides"])), ""])
+
+
 _RENDERERS: dict[str, Callable[[Data], str]] = {
     "embedded": _embedded,
     "queue": _queue,
@@ -199,4 +203,5 @@ _RENDERERS: dict[str, Callable[[Data], str]] = {
     "temporal": _temporal,
     "api": _api,
     "sharing": _sharing,
+    "stack": _stack,
 }
