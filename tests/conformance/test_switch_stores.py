@@ -75,3 +75,20 @@ def test_a_book_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
         FileSwitches(path).read()
     with pytest.raises(LayerUnreachable, match="cannot be reached"):
         RedisSwitches("redis://127.0.0.1:1", "queue.url").read()
+
+
+def test_a_redis_with_something_else_in_its_place_is_one_sentence_and_one_that_comes_back_is_read() -> None:
+    with running(FLAVOURS[0], missing_service) as server:
+        store = RedisSwitches(server.url, "queue.url")
+        store.change(lambda book: book.switched("fast", A, at=1.0, by="ada"))
+        for wrong in (("SET", "{ziggurat:models}", "no book"), ("HSET", "{ziggurat:models}", "a", "b")):
+            server.command("DEL", "{ziggurat:models}")
+            server.command(*wrong)
+            with pytest.raises(LayerUnreachable, match=r"model switches in Redis at .* \(queue\.url\)"):
+                store.read()
+        server.kill()
+        with pytest.raises(LayerUnreachable, match="cannot be reached"):
+            store.read()
+        server.start()
+        assert store.read() == Book()
+        store.close()

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from typing import Any
-
 from ziggurat.errors import LayerUnreachable
 from ziggurat.inference.answers import AnswerStore
-from ziggurat.inference.backends.limits_redis import connect, import_redis
-from ziggurat.settings.redis_url import read_url
+from ziggurat.inference.backends.redis_client import RedisClient
 
 
 class RedisAnswers(AnswerStore):
@@ -21,38 +16,21 @@ class RedisAnswers(AnswerStore):
     """
 
     def __init__(self, url: str, what: str) -> None:
-        self._address = read_url(url, what)
         self._what = what
-        self._redis = import_redis()
-        self._lock = threading.Lock()
-        self._client: Any = None
+        self._client = RedisClient(url, what, self._down)
 
     def get(self, key: str) -> bytes | None:
-        found: bytes | None = self._ask(lambda client: client.get(self._name(key)))
+        found: bytes | None = self._client.ask(lambda client: client.get(self._name(key)))
         return found
 
     def put(self, key: str, data: bytes, ttl: float) -> None:
-        self._ask(lambda client: client.set(self._name(key), data, px=max(1, int(ttl * 1000))))
+        self._client.ask(lambda client: client.set(self._name(key), data, px=max(1, int(ttl * 1000))))
 
     def close(self) -> None:
-        with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            with contextlib.suppress(self._redis.RedisError, OSError):
-                client.close()
+        self._client.close()
 
     def _name(self, key: str) -> str:
-        return f"{self._address.prefix}:answer:{key}"
+        return f"{self._client.address.prefix}:answer:{key}"
 
-    def _ask(self, verb: Any) -> Any:
-        try:
-            with self._lock:
-                if self._client is None:
-                    self._client = connect(self._address)
-                client = self._client
-            return verb(client)
-        except (self._redis.RedisError, OSError) as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise LayerUnreachable(
-                f"The answers in Redis at {self._address} cannot be reached ({said}); see {self._what}."
-            ) from error
+    def _down(self, said: str) -> LayerUnreachable:
+        return LayerUnreachable(f"The answers in Redis at {self._client.address} cannot be reached ({said}); see {self._what}.")

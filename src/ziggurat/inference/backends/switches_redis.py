@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from ziggurat.errors import LayerUnreachable
-from ziggurat.inference.backends.limits_redis import connect, import_redis
+from ziggurat.inference.backends.redis_client import RedisClient
 from ziggurat.inference.switches import Book, SwitchStore
-from ziggurat.settings.redis_url import read_url
 
 #: Writes the book if its version is the expected one: KEYS the book, ARGV the expected version, the book.
 _WRITE = """
@@ -30,29 +27,25 @@ class RedisSwitches(SwitchStore):
     """
 
     def __init__(self, url: str, what: str) -> None:
-        self._address = read_url(url, what)
         self._what = what
-        self._key = f"{{{self._address.prefix}:models}}"
-        self._redis = import_redis()
-        self._client: Any = None
+        self._client = RedisClient(url, what, self._down)
+        self._key = f"{{{self._client.address.prefix}:models}}"
 
     def read(self) -> Book:
-        data = self._ask(lambda client: client.get(self._key))
-        return msgspec.json.decode(data, type=Book) if data else Book()
+        data = self._client.ask(lambda client: client.get(self._key))
+        try:
+            return msgspec.json.decode(data, type=Book) if data else Book()
+        except msgspec.MsgspecError as error:
+            raise self._down(f"the key {self._key} holds something else: {error}") from error
 
     def write(self, book: Book, over: int) -> bool:
-        return bool(self._ask(lambda client: client.eval(_WRITE, 1, self._key, str(over), msgspec.json.encode(book))))
-
-    def _ask(self, verb: Any) -> Any:
-        try:
-            if self._client is None:
-                self._client = connect(self._address)
-            return verb(self._client)
-        except (self._redis.RedisError, OSError, msgspec.MsgspecError) as error:
-            text = f"The model switches in Redis at {self._address} ({self._what}) cannot be reached: {error}."
-            raise LayerUnreachable(text) from error
+        data = msgspec.json.encode(book)
+        return bool(self._client.ask(lambda client: client.eval(_WRITE, 1, self._key, str(over), data)))
 
     def close(self) -> None:
-        if self._client is not None:
-            client, self._client = self._client, None
-            client.close()
+        self._client.close()
+
+    def _down(self, said: str) -> LayerUnreachable:
+        return LayerUnreachable(
+            f"The model switches in Redis at {self._client.address} ({self._what}) cannot be reached: {said}."
+        )
