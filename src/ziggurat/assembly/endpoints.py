@@ -19,6 +19,7 @@ from ziggurat.inference.interface import (
     Timeouts,
 )
 from ziggurat.inference.limits.budgets import Baseline, BudgetOptions
+from ziggurat.inference.needs import Residency
 from ziggurat.inference.prices import GPU_HOUR
 from ziggurat.inference.router import Recorder, Router
 from ziggurat.records import Chunk, Completion, Prompt
@@ -58,6 +59,7 @@ def build_models(
         tenants=tenants,
         budgets=BudgetOptions(**wanted.budgets.model_dump()),
         baseline=baseline,
+        residency=Residency(tenants=wanted.residency.tenants, workflows=wanted.residency.workflows),
     )
 
 
@@ -72,7 +74,12 @@ def build_endpoint(name: str, wanted: EndpointSettings) -> Endpoint:
         timeouts=Timeouts(**wanted.timeouts.model_dump()),
         prices={model: _price(price) for model, price in wanted.prices.items()},
         price_per_hour=_price_per_hour(name, wanted),
-        replicas=wanted.replicas,
+        replicas=wanted.replicas or len(wanted.urls) or 1,
+        urls=tuple(wanted.urls),
+        health=wanted.health,
+        probe=wanted.probe,
+        region=wanted.region,
+        quality=dict(wanted.quality),
         options=wanted.options,
     )
     try:
@@ -108,6 +115,11 @@ def _model(wanted: ModelSettings) -> ModelConfig:
     return ModelConfig(
         routes=list(wanted.routes),
         policy=wanted.policy,
+        quality=wanted.quality or 0,
+        regions=tuple(wanted.regions),
+        prefer_regions=tuple(wanted.prefer_regions),
+        hedge=wanted.hedge,
+        hedge_budget=wanted.hedge_budget,
         capabilities=CapabilityOverrides(**wanted.capabilities.model_dump()),
         price=_price(wanted.prices) if wanted.prices is not None else None,
     )

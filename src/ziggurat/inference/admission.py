@@ -91,7 +91,7 @@ class Admission:
     def estimate(self, route: Route, shaped: Prompt) -> Cost:
         """Return what an attempt will cost by its prompt, its max_tokens and the route's prices."""
         now, upstream = self._clock.time(), route.upstream
-        inputs, outputs = self._tokens.most(shaped, upstream, route.capabilities.context)
+        inputs, outputs = self._tokens.most(shaped, upstream, route.context)
         prompt = self._tokens.prompt(shaped, upstream)
         likely = max(0, self._tokens.likely(shaped, upstream) - prompt)
         return Cost(

@@ -18,10 +18,12 @@ from ziggurat.errors import (
 )
 from ziggurat.inference.capabilities import weakened
 from ziggurat.inference.interface import ModelConfig
-from ziggurat.inference.policies import cheapest_first
+from ziggurat.inference.needs import NOTHING, Needs, misfit, overlong, unmet
+from ziggurat.inference.policies import USUAL_PACE, best_first, by_slack, cheapest_first, preferred_first
 from ziggurat.inference.retrying import RetryOptions, backoff
-from ziggurat.inference.routes import Route, Standing, choose, misfit
+from ziggurat.inference.routes import Route, Standing, choose
 from ziggurat.inference.telling import Told
+from ziggurat.inference.tokens import TokenEstimator
 from ziggurat.program.context import current_attempt
 from ziggurat.records import Prompt
 from ziggurat.telemetry.catalogue import FALLBACKS, MODEL_RETRIES
@@ -43,8 +45,14 @@ class Call:
         rng: random.Random,
         pause: Callable[[float], Awaitable[None]],
         told: Told | None = None,
+        config: ModelConfig | None = None,
+        needs: Needs = NOTHING,
     ) -> None:
         self.prompt = prompt
+        #: What the alias meant when the call began.
+        self.config = config
+        #: What every route that is asked must satisfy.
+        self.needs = needs
         #: Tells of the call as a span; None while nothing traces.
         self.told = told
         self._options, self._clock, self._rng, self._pause = options, clock, rng, pause
@@ -56,26 +64,45 @@ class Call:
         self._deadline = clock.monotonic() + self._total
         #: True if no cheaper model is left to ask.
         self.downgraded = False
-        #: What the alias meant when the call began.
-        self.config: ModelConfig | None = None
         self._rule_out()
 
-    async def rank(self) -> None:
-        """Put the cheapest route first, if the alias is to be tried by price. Looks the prices up the first time, beside the loop."""
-        if self.config is None or self.config.policy != "price" or self.config.weights or len(self.standings) < 2:
+    async def rank(self, tokens: TokenEstimator) -> None:
+        """Order the routes by the alias's policy and regions. Looks prices up the first time, beside the loop."""
+        config, standings = self.config, self.standings
+        if config is None or config.weights or len(standings) < 2:
             return
-        for standing in self.standings:
-            await standing.route.prepare()
-        at = self._clock.time()
-        self.standings = cheapest_first(self.standings, [standing.route.cost(at) for standing in self.standings])
+        if config.policy in ("price", "quality", "slack"):
+            for standing in standings:
+                await standing.route.prepare()
+            at = self._clock.time()
+            costs = [standing.route.cost(at) for standing in standings]
+            if config.policy == "price":
+                standings = cheapest_first(standings, costs)
+            elif config.policy == "quality":
+                standings = best_first(standings, [standing.route.quality for standing in standings], costs)
+            else:
+                standings = by_slack(standings, costs, [self._expected(s.route, tokens) for s in standings], self.left())
+        if config.prefer_regions:
+            standings = preferred_first(standings, [standing.route.region for standing in standings], config.prefer_regions)
+        self.standings = standings
+
+    def _expected(self, route: Route, tokens: TokenEstimator) -> float:
+        """Return the seconds that an answer of a route is expected to take."""
+        outputs = tokens.likely(self.prompt, route.upstream) - tokens.prompt(self.prompt, route.upstream)
+        return outputs * (route.pace.seconds if route.pace.seconds is not None else USUAL_PACE)
 
     def _rule_out(self) -> None:
         """Leave out the routes that cannot serve the prompt."""
         prompt = self.prompt
         for standing in self.standings:
             route = standing.route
-            if why := misfit(prompt, route.capabilities):
-                kind = ContextTooLong if "context" in why else RequestRejected
+            kind: type[InferenceError] = RequestRejected
+            why = misfit(prompt, route.capabilities)
+            if not why and self.needs is not NOTHING:
+                why = unmet(self.needs, route.region, route.quality)
+            if not why and (why := overlong(prompt, route.context)):
+                kind = ContextTooLong
+            if why:
                 standing.error = kind(f"it was not asked, since {why}.", endpoint=route.lane.endpoint.name, model=prompt.model)
                 standing.out = True
 
@@ -141,10 +168,13 @@ class Call:
                 standing.not_before = now + max(backoff(standing.attempts, self._options, self._rng), error.retry_after or 0.0)
 
     def downgrade(self, routes: list[Route]) -> None:
-        """Go on over the routes of a cheaper model, since a budget is past its soft share."""
+        """Go on over the routes of a cheaper model, since a budget is past its soft share; over the same if none of them will do."""
         self.downgraded = True
+        before = self.standings
         self.standings = [Standing(route) for route in routes]
         self._rule_out()
+        if all(standing.out for standing in self.standings):
+            self.standings = before
 
     def out_of_time(self, wait: float | None = None) -> InferenceError:
         """Return the error of a call whose time is over, or would be before its next attempt."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
@@ -122,6 +122,15 @@ class EndpointConfig(Struct, frozen=True, kw_only=True):
     #: US dollars for an hour of one replica, rented whether it is asked or not, and how many replicas there are.
     price_per_hour: float = 0.0
     replicas: int = 1
+    #: Of the replicas, one URL each; empty where `base_url` is the only place.
+    urls: tuple[str, ...] = ()
+    #: The path of a replica's health, from its root, and the seconds between two looks at it.
+    health: str = "/health"
+    probe: float = 5.0
+    #: Where it is, for calls that must not leave a region; empty if nobody said.
+    region: str = ""
+    #: From 1 to 5, by upstream model; "*" for each that is not named.
+    quality: dict[str, int] = {}
     #: What only the kind knows.
     options: dict[str, Any] = {}
 
@@ -159,12 +168,36 @@ class ModelConfig(Struct, frozen=True, kw_only=True):
     price: Price | None = None
     #: In which order the routes are tried, unless shares say so: as written, the cheapest or the quickest first.
     policy: Policy = "order"
+    #: Routes of a lower quality are not asked; 0 for any.
+    quality: int = 0
+    #: The regions that its calls must stay in; empty for anywhere. Then those that are asked first.
+    regions: tuple[str, ...] = ()
+    prefer_regions: tuple[str, ...] = ()
+    #: When a call that has no answer yet is sent to a second place: after so many seconds, at the 95th percentile of the route, or never.
+    hedge: float | Literal["p95"] | None = None
+    #: The share of calls that may be sent twice.
+    hedge_budget: float = 0.05
     #: The share of calls that begin with each route; empty for all with the first.
     weights: list[float] = []
     #: A route that gets a copy of each whole call; empty for none.
     shadow: str = ""
     #: Of the switch that made it so; 0 for what the settings say.
     version: int = 0
+
+
+class ReplicaView(Struct, frozen=True, kw_only=True):
+    """One replica of an endpoint as people look at it."""
+
+    url: str
+    #: "well", "ill" (its health or its calls say so), "trying" (one call looks whether it is back), or "unknown" until it was looked at.
+    health: str
+    #: Calls of this process that are there now.
+    in_flight: int = 0
+    #: What the server itself says of its load, from all callers; None if it says nothing.
+    running: int | None = None
+    waiting: int | None = None
+    #: Why it is ill, in a sentence.
+    trouble: str = ""
 
 
 class Endpoint(ABC):
@@ -217,6 +250,21 @@ class Endpoint(ABC):
     def free(self, upstream: str) -> bool:
         """Say whether calls cost nothing by their nature, as on one's own machine."""
         return False
+
+    def context(self, upstream: str) -> int:
+        """Return the tokens that a prompt and its answer may have together, as the endpoint itself said of late; 0 if it did not."""
+        return 0
+
+    def place(self, prompt: Prompt, upstream: str, avoid: Collection[str] = ()) -> Endpoint:
+        """Return where one attempt is made: the endpoint itself, or one of its replicas.
+
+        `avoid` are the names of replicas that the call was at before; they are chosen only if no other is well.
+        """
+        return self
+
+    def replicas(self) -> list[ReplicaView]:
+        """Describe the replicas among which calls are balanced; none if there is one place only."""
+        return []
 
     async def close(self) -> None:
         """Give back connections and memory, if there are any. A later call opens them anew."""

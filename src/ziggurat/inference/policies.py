@@ -1,4 +1,4 @@
-"""The order in which a call tries the routes of an alias, by price or by pace: pure choices over what is known."""
+"""The order in which a call tries the routes of an alias, by price, pace, quality, slack or region: pure choices over what is known."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Literal, TypeVar
 
 T = TypeVar("T")
 
-#: "order": as they are written. "price": the cheapest first. "latency": the quickest first.
-Policy = Literal["order", "price", "latency"]
+#: "order": as they are written. "price": the cheapest first. "latency": the quickest first. "quality": the best first, of equals the
+#: cheapest. "slack": the cheapest while a call has time to spare, the quickest when it has none.
+Policy = Literal["order", "price", "latency", "quality", "slack"]
 
 #: How much the newest call counts in a route's pace.
 NEWEST = 0.2
@@ -17,6 +18,12 @@ NEWEST = 0.2
 EXPLORED = 0.05
 #: Tokens of the call by which prices are compared: what a document costs to read and to sum up.
 COMPARED_INPUT, COMPARED_OUTPUT = 1_000, 300
+
+
+#: A route has time enough for a call if it could be asked so often before the call's end: once in vain, once again, and a margin.
+SLACK = 3.0
+#: Seconds for an output token of a route that was never asked: 20 tokens a second, which hosted models exceed.
+USUAL_PACE = 0.05
 
 
 class Pace:
@@ -49,3 +56,28 @@ def quickest_first(routes: Sequence[T], paces: Sequence[Pace], rng: random.Rando
     if len(order) > 1 and rng.random() < EXPLORED:
         order.insert(0, order.pop(rng.randrange(1, len(order))))
     return [routes[n] for n in order]
+
+
+def best_first(routes: Sequence[T], qualities: Sequence[int], costs: Sequence[float | None]) -> list[T]:
+    """Return routes by quality, those of equal quality by cost; those of unknown quality (0) last."""
+    known = [float("inf") if cost is None else cost for cost in costs]
+    return [routes[n] for n in sorted(range(len(routes)), key=lambda n: (-qualities[n], known[n]))]
+
+
+def by_slack(routes: Sequence[T], costs: Sequence[float | None], seconds: Sequence[float], left: float) -> list[T]:
+    """Return the routes that leave slack by cost, then the others by pace.
+
+    Args:
+        costs: what the same call costs on each, in US dollars; None if nobody knows.
+        seconds: how long each is expected to take.
+        left: seconds until the call is pointless.
+    """
+    slack = [n for n in range(len(routes)) if seconds[n] * SLACK <= left]
+    short = sorted((n for n in range(len(routes)) if seconds[n] * SLACK > left), key=lambda n: seconds[n])
+    return [*cheapest_first([routes[n] for n in slack], [costs[n] for n in slack]), *(routes[n] for n in short)]
+
+
+def preferred_first(routes: Sequence[T], regions: Sequence[str], preferred: Sequence[str]) -> list[T]:
+    """Return the routes of the preferred regions first, in the order of the preference; otherwise as they stand."""
+    rank = {region: place for place, region in enumerate(preferred)}
+    return [routes[n] for n in sorted(range(len(routes)), key=lambda n: rank.get(regions[n], len(rank)))]

@@ -30,9 +30,11 @@ from ziggurat.inference.answers import Answers
 from ziggurat.inference.calls import Call
 from ziggurat.inference.identity import new_id
 from ziggurat.inference.interface import Endpoint, Limits, ModelConfig
+from ziggurat.inference.ledger import current_attribution
 from ziggurat.inference.limits.budgets import Baseline, BudgetOptions, Budgets, PastSoft
 from ziggurat.inference.limits.keeper import Keeper
 from ziggurat.inference.limits.process import ProcessStore
+from ziggurat.inference.needs import Residency, needs_of, unmet
 from ziggurat.inference.retrying import RetryOptions
 from ziggurat.inference.routes import Route, Routes, RouteView
 from ziggurat.inference.shadowing import Shadows
@@ -63,6 +65,7 @@ class Router(ModelCaller):
         tenants: limits of tenants over all endpoints, by namespace.
         budgets: what may be spent, beside what callers allow themselves.
         baseline: what is known to be spent of a day, for a limit store that has forgotten it.
+        residency: the regions that the calls of tenants and workflows must stay in.
         clock: for tests.
         seed: for the jitter, in tests.
     """
@@ -78,6 +81,7 @@ class Router(ModelCaller):
         tenants: Mapping[str, Limits] | None = None,
         budgets: BudgetOptions | None = None,
         baseline: Baseline | None = None,
+        residency: Residency | None = None,
         clock: Clock | None = None,
         seed: int | None = None,
     ) -> None:
@@ -90,6 +94,7 @@ class Router(ModelCaller):
         self.tokens = TokenEstimator()
         self.budgets = Budgets(self.keeper, self.clock, budgets, baseline)
         self.admission = Admission(self.tokens, self.budgets, self.clock)
+        self.residency = residency or Residency()
         self._shadows = Shadows(self._bought)
         #: Recalls answers that need not be bought twice, where there is a place for them.
         self.answers: Answers | None = None
@@ -112,7 +117,9 @@ class Router(ModelCaller):
     async def _bought(self, prompt: Prompt) -> Completion:
         call = self._call(prompt, telling.begin(prompt, self.clock))
         if call.config is not None and call.config.shadow:
-            self._shadows.cast(call.config.shadow, prompt)
+            (shadow,) = self._table.of(call.config.shadow)
+            if not unmet(call.needs, shadow.region, 5):
+                self._shadows.cast(call.config.shadow, prompt)
         return await self._until_answered(call, lambda route: self._attempt(call, route))
 
     async def embed(self, prompt: EmbeddingPrompt) -> Embeddings:
@@ -143,7 +150,7 @@ class Router(ModelCaller):
     async def _answer(self, call: Call, attempt: Callable[[Route], Awaitable[Answer]]) -> Answer:
         try:
             async with asyncio.timeout(call.left()):
-                await call.rank()
+                await call.rank(self.tokens)
                 while True:
                     standing = await call.next()
                     await standing.route.prepare()
@@ -161,7 +168,7 @@ class Router(ModelCaller):
 
     async def _stream(self, prompt: Prompt, told: telling.Told | None) -> AsyncGenerator[Chunk, None]:
         call = self._call(prompt, told)
-        await call.rank()
+        await call.rank(self.tokens)
         while True:
             standing = await call.next()
             await standing.route.prepare()
@@ -231,8 +238,8 @@ class Router(ModelCaller):
 
     def _call(self, prompt: Prompt, told: telling.Told | None) -> Call:
         routes, config = self._table.pick(prompt.model)
-        call = Call(prompt, routes, self.options, self.clock, self._rng, self.pause, told)
-        call.config = config
+        needs = needs_of(prompt, config, current_attribution(), self.residency)
+        call = Call(prompt, routes, self.options, self.clock, self._rng, self.pause, told, config, needs)
         call.downgraded = self.budgets.options.downgrade in ("", prompt.model)
         return call
 

@@ -11,15 +11,13 @@ from msgspec import Struct
 from ziggurat.clock import Clock
 from ziggurat.errors import ConfigurationError, InferenceError, ModelNotFound, UnknownName
 from ziggurat.inference import capabilities as table
-from ziggurat.inference.interface import Capabilities, CapabilityOverrides, Endpoint, Limits, ModelConfig, Price
+from ziggurat.inference.interface import Capabilities, CapabilityOverrides, Endpoint, Limits, ModelConfig, Price, ReplicaView
 from ziggurat.inference.limits.gate import Gate
 from ziggurat.inference.limits.keeper import Keeper
 from ziggurat.inference.metering import Meter
 from ziggurat.inference.policies import COMPARED_INPUT, COMPARED_OUTPUT, Pace, quickest_first
 from ziggurat.inference.prices import UNPRICED, Tariff, tariff
 from ziggurat.inference.retrying import Breaker, RetryBudget, RetryOptions
-from ziggurat.inference.tokens import raw_tokens
-from ziggurat.records import Prompt
 
 #: A route that only waits for its own short back-off is waited for, rather than left for the next: the next may be another model.
 HOLD_SECONDS = 1.0
@@ -72,6 +70,22 @@ class Route:
         tariff = self.tariff
         return None if tariff.version == UNPRICED else tariff.estimate(COMPARED_INPUT, COMPARED_OUTPUT, at)
 
+    @property
+    def region(self) -> str:
+        """Where the endpoint is; empty if nobody said."""
+        return self.lane.endpoint.config.region
+
+    @property
+    def quality(self) -> int:
+        """How good the model is, from 1 to 5; 0 if nobody said."""
+        known = self.lane.endpoint.config.quality
+        return known.get(self.upstream) or known.get("*", 0)
+
+    @property
+    def context(self) -> int:
+        """Tokens that the prompt and the answer may have together; 0 if unknown."""
+        return self.capabilities.context or self.lane.endpoint.context(self.upstream)
+
     async def prepare(self) -> None:
         """Look the tariff up before the first call, in a thread: a price library may take half a second to import."""
         if self._tariff is None:
@@ -93,6 +107,13 @@ class RouteView(Struct, frozen=True, kw_only=True):
     cooling: float
     in_flight: int
     waiting: int
+    #: Where the endpoint is, and how good the model is from 1 to 5; empty and 0 if nobody said.
+    region: str = ""
+    quality: int = 0
+    #: Tokens that the prompt and the answer may have together; 0 if unknown.
+    context: int = 0
+    #: The places among which an endpoint balances its calls; none for an endpoint of one place.
+    replicas: list[ReplicaView] = []
 
 
 class Routes:
@@ -178,6 +199,10 @@ class Routes:
                 cooling=r.lane.gate.cooling(),
                 in_flight=r.lane.gate.in_flight,
                 waiting=r.lane.gate.waiting,
+                region=r.region,
+                quality=r.quality,
+                context=r.context,
+                replicas=r.lane.endpoint.replicas(),
             )
             for r in self.of(model)
         ]
@@ -247,17 +272,3 @@ def choose(standings: list[Standing], now: float) -> tuple[Standing | None, floa
         if soonest is None or wait < shortest:
             soonest, shortest = standing, wait
     return soonest, shortest
-
-
-def misfit(prompt: Prompt, capabilities: Capabilities) -> str:
-    """Return why a route cannot serve the prompt, or "" if it can, as far as is known."""
-    if not capabilities.vision and any(
-        part.get("type") not in (None, "text") for m in prompt.messages if isinstance(m.content, list) for part in m.content
-    ):
-        return "it takes no images or files"
-    if capabilities.context:
-        tokens = raw_tokens(prompt)
-        # What is in doubt is left to the endpoint, which knows: the estimate may be a third too high.
-        if tokens * 0.66 > capabilities.context:
-            return f"the prompt of about {int(tokens):,} tokens does not fit its context of {capabilities.context:,}"
-    return ""

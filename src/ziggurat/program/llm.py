@@ -99,8 +99,10 @@ async def text(prompt: Messages, *, model: str = "default", **options: Any) -> s
     Args:
         prompt: one user message, or a conversation.
         model: an alias of [inference.models].
-        options: system, temperature, top_p, max_tokens, stop, seed, timeout, session, cache, extra. `cache="1h"` takes the answer
-            of an equal request that is no older, if there is one.
+        options: system, temperature, top_p, max_tokens, stop, seed, timeout, session, region, quality, cache, extra. `session` names the
+            conversation, whose calls are kept on one replica of a dedicated endpoint (the run, by default); `region="eu"` asks no
+            endpoint elsewhere; `quality=4` asks no route below it (1 to 5). `cache="1h"` takes the answer of an equal request that is
+            no older, if there is one.
 
     Raises InferenceError: OutputRefused if the model declines, and whatever the router could not recover from.
     """
@@ -256,10 +258,13 @@ def _prompt(messages: Messages, model: str, options: dict[str, Any]) -> Prompt:
         options["cache"] = seconds(cache, what="cache of the model call")
     if isinstance(options.get("stop"), str):
         options["stop"] = [options["stop"]]
-    known = {"temperature", "top_p", "max_tokens", "stop", "seed", "timeout", "session", "cache", "extra"}
+    known = {"temperature", "top_p", "max_tokens", "stop", "seed", "timeout", "session", "region", "quality", "cache", "extra"}
     if unknown := options.keys() - known:
         listed = ", ".join(sorted(known | {"system"}))
         raise InvalidData(f"A model call has no option {min(unknown)!r}; the options are: {listed}.")
+    quality = options.get("quality", 0)
+    if "quality" in options and (not isinstance(quality, int) or not 1 <= quality <= 5):
+        raise InvalidData(f"The quality of a model call is {quality!r}, and must be a whole number from 1 to 5.")
     return Prompt(messages=conversation, model=model, **options)
 
 

@@ -60,6 +60,9 @@ class Prompt(Struct, frozen=True, omit_defaults=True, kw_only=True):
     timeout: float | None = None
     #: Seconds for which an equal request of the tenant may be given the same answer; None asks the model.
     cache: float | None = None
+    #: The region that the call must stay in; empty for anywhere. And how good the model must be, from 1 to 5; 0 for any.
+    region: str = ""
+    quality: int = 0
     #: Names what shares a prefix, so that a router can keep it on one replica.
     session: str = ""
     #: Endpoint-specific fields, sent as they are.

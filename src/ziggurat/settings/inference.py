@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from ziggurat import units
+from ziggurat.errors import ConfigurationError
 from ziggurat.settings.limits import BudgetSettings, LimitSettings, SharingSettings
 from ziggurat.settings.types import (
     Dollars,
@@ -16,6 +18,7 @@ from ziggurat.settings.types import (
     Seconds,
     SecretValue,
     Section,
+    Shown,
     endpoint_url,
     headers_without_secrets,
     routes_well_formed,
@@ -49,6 +52,18 @@ class CapabilitySettings(Section):
     context: Positive | None = Field(None, description="Tokens that input and output may have together.")
 
 
+def _hedge(value: Any) -> Any:
+    if value == "p95":
+        return value
+    try:
+        return units.seconds(value)
+    except ConfigurationError as error:
+        raise ValueError(f'{error} Or write "p95".') from error
+
+
+Hedge = Annotated[float | Literal["p95"], BeforeValidator(_hedge), Shown('duration \\| "p95"')]
+
+
 class EndpointSettings(Section):
     """Layer 4: a place that serves models."""
 
@@ -70,7 +85,16 @@ class EndpointSettings(Section):
         None, description="What an hour of one replica of a dedicated endpoint costs; by `gpu` if that is named."
     )
     gpu: str = Field("", description="The GPU of a replica, H100 or H200, whose price an hour is then known.")
-    replicas: Positive = Field(1, description="How many replicas are rented.")
+    replicas: Positive | None = Field(None, description="How many replicas are rented; as many as `urls`, or 1.")
+    urls: list[Annotated[str, AfterValidator(endpoint_url)]] = Field(
+        [], description="The URLs of its replicas, in the place of `base_url`; calls are balanced among them."
+    )
+    health: str = Field("/health", description="The path of a replica's health, from its root; empty asks for none.")
+    probe: Seconds = Field(5.0, description="How often a replica in use is asked for its health.")
+    region: str = Field("", description="Where it is, for calls that must stay in a region.")
+    quality: dict[str, Annotated[int, Field(ge=1, le=5)]] = Field(
+        {}, description='How good its models are, from 1 to 5, by their upstream names; "*" for each that is not named.'
+    )
     options: dict[str, Any] = Field({}, description="What only its kind knows; see the page of that kind.")
 
 
@@ -80,10 +104,19 @@ class ModelSettings(Section):
     routes: Annotated[list[str], AfterValidator(routes_well_formed)] = Field(
         min_length=1, description='Where it is served, best first: "endpoint:upstream model".'
     )
-    policy: Literal["order", "price", "latency"] = Field(
+    policy: Literal["order", "price", "latency", "quality", "slack"] = Field(
         "order",
-        description="Which route a call tries first: as they are written, the cheapest, or the quickest by token of late.",
+        description="Which route a call tries first: as they are written, the cheapest, the quickest by token of late, the best, or the "
+        "cheapest that leaves the call time to spare.",
     )
+    quality: Annotated[int, Field(ge=1, le=5)] | None = Field(None, description="Routes of a lower quality are not asked.")
+    regions: list[str] = Field([], description="The regions that its calls must stay in; whatever fails, no other is asked.")
+    prefer_regions: list[str] = Field([], description="The regions that are asked first.")
+    hedge: Hedge | None = Field(
+        None,
+        description='How long a call may go without an answer until it is sent to a second place too; "p95" for longer than 95 % of late.',
+    )
+    hedge_budget: float = Field(0.05, gt=0.0, le=0.5, description="The share of calls that may be sent twice.")
     capabilities: CapabilitySettings = Field(
         CapabilitySettings(), description="What it can do, where the built-in table is wrong."
     )
@@ -103,12 +136,25 @@ class AnswerSettings(Section):
     )
 
 
+class ResidencySettings(Section):
+    """Where the prompts of somebody may go: to endpoints of these regions and nowhere else, whatever fails."""
+
+    tenants: dict[str, list[str]] = Field(
+        {}, description='Regions that a tenant\'s calls must stay in, by namespace; "*" for each that is not named.'
+    )
+    workflows: dict[str, list[str]] = Field(
+        {}, description="Regions that the calls of a workflow's runs must stay in, by its name."
+    )
+
+
 class InferenceSettings(Section):
-    """Layer 4: models. The endpoint "local" always exists; "gmi" and "openai" do where GMI_API_KEY and OPENAI_API_KEY are set."""
+    """Layer 4: models. The endpoint "local" always exists; "gmi", "openai", "deepseek" and "openrouter" do where their key is set, in
+    GMI_API_KEY, OPENAI_API_KEY, DEEPSEEK_API_KEY and OPENROUTER_API_KEY."""
 
     endpoints: dict[str, EndpointSettings] = Field({}, description="Places that serve models, by name.")
     budgets: BudgetSettings = Field(BudgetSettings(), description="What may be spent.")
     limits: SharingSettings = Field(SharingSettings(), description="How limits are shared.")
+    residency: ResidencySettings = Field(ResidencySettings(), description="Where prompts may go.")
     ledger: str = Field(
         ".ziggurat/ledger.db",
         description="The file of model calls that no run makes; those of runs are in the state file. `ziggurat costs` reads both.",
@@ -127,6 +173,8 @@ class InferenceSettings(Section):
 BUILT_IN_ENDPOINTS: Mapping[str, tuple[str, str]] = {
     "gmi": ("GMI_API_KEY", "https://api.gmi-serving.com/v1"),
     "openai": ("OPENAI_API_KEY", "https://api.openai.com/v1"),
+    "deepseek": ("DEEPSEEK_API_KEY", "https://api.deepseek.com/v1"),
+    "openrouter": ("OPENROUTER_API_KEY", "https://openrouter.ai/api/v1"),
 }
 BUILT_IN_ALIASES = ("default", "fast")
 LOCAL_ROUTE = "local:smollm2"
