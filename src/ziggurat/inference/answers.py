@@ -137,5 +137,5 @@ class Answers:
 
 def _digest(prompt: Prompt) -> str:
     """Return a digest of all that an answer depends on: not how long one waits for it, nor how long it is kept."""
-    same = replace(prompt, timeout=None, session="", cache=None)
+    same = replace(prompt, timeout=None, session="", cache=None, due=None)
     return hashlib.sha256(msgspec.json.encode(same, order="deterministic")).hexdigest()[:32]

@@ -104,6 +104,9 @@ class Router(ModelCaller):
 
     # -- the verbs ---------------------------------------------------------------------------------------------------
 
+    def time(self) -> float:
+        return self.clock.time()
+
     async def complete(self, prompt: Prompt) -> Completion:
         place = self.answers.place(prompt) if self.answers is not None else None
         if self.answers is None or place is None:

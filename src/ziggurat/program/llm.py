@@ -8,6 +8,7 @@ the inference layer.
 from __future__ import annotations
 
 import importlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -43,6 +44,10 @@ class ModelCaller(ABC):
     @abstractmethod
     def stream(self, prompt: Prompt) -> AsyncIterator[Chunk]:
         """Yield the answer as it is written. Raises InferenceError."""
+
+    def time(self) -> float:
+        """Return the time by which deadlines are counted, in seconds since the epoch."""
+        return time.time()
 
 
 _caller: ContextVar[ModelCaller | None] = ContextVar("ziggurat_models", default=None)
@@ -99,10 +104,11 @@ async def text(prompt: Messages, *, model: str = "default", **options: Any) -> s
     Args:
         prompt: one user message, or a conversation.
         model: an alias of [inference.models].
-        options: system, temperature, top_p, max_tokens, stop, seed, timeout, session, region, quality, cache, extra. `session` names the
+        options: system, temperature, top_p, max_tokens, stop, seed, timeout, deadline, session, region, quality, cache, extra. `session` names the
             conversation, whose calls are kept on one replica of a dedicated endpoint (the run, by default); `region="eu"` asks no
             endpoint elsewhere; `quality=4` asks no route below it (1 to 5). `cache="1h"` takes the answer of an equal request that is
-            no older, if there is one.
+            no older, if there is one. `deadline="6h"` lets the call wait for what is cheaper, such as a batch, as long as the answer
+            is there within six hours; a run holds no worker meanwhile.
 
     Raises InferenceError: OutputRefused if the model declines, and whatever the router could not recover from.
     """
@@ -176,8 +182,10 @@ async def stream(prompt: Messages, *, model: str = "default", **options: Any) ->
     In a workflow the call is one durable step: watchers of the run see the pieces live, the workflow itself receives the recorded
     whole as one piece, since a replay could not repeat when each piece came.
 
-    Args: as for `text`. Raises InferenceError.
+    Args: as for `text`, but for `deadline`: whoever reads a stream waits for it. Raises InferenceError, InvalidData.
     """
+    if options.get("deadline") is not None:
+        raise InvalidData("A stream takes no deadline, since somebody reads it now; use llm.text(..., deadline=...).")
     asked = _prompt(prompt, model, options)
     if current_run() is not None:
         completion = await call_model(replace(asked, extra={**asked.extra, "ziggurat_stream": True}))
@@ -256,16 +264,27 @@ def _prompt(messages: Messages, model: str, options: dict[str, Any]) -> Prompt:
     cache: Duration | None = options.pop("cache", None)
     if cache is not None:
         options["cache"] = seconds(cache, what="cache of the model call")
+    deadline: Duration | None = options.pop("deadline", None)
+    due = _due(deadline) if deadline is not None else None
     if isinstance(options.get("stop"), str):
         options["stop"] = [options["stop"]]
     known = {"temperature", "top_p", "max_tokens", "stop", "seed", "timeout", "session", "region", "quality", "cache", "extra"}
     if unknown := options.keys() - known:
-        listed = ", ".join(sorted(known | {"system"}))
+        listed = ", ".join(sorted(known | {"system", "deadline"}))
         raise InvalidData(f"A model call has no option {min(unknown)!r}; the options are: {listed}.")
     quality = options.get("quality", 0)
     if "quality" in options and (not isinstance(quality, int) or not 1 <= quality <= 5):
         raise InvalidData(f"The quality of a model call is {quality!r}, and must be a whole number from 1 to 5.")
-    return Prompt(messages=conversation, model=model, **options)
+    return Prompt(messages=conversation, model=model, due=due, **options)
+
+
+def _due(deadline: Duration) -> float:
+    """Return the moment that a deadline means: in a run by its own time, which a replay repeats."""
+    within = seconds(deadline, what="deadline of the model call")
+    if within <= 0:
+        raise InvalidData("The deadline of the model call must be more than zero; leave it out for an answer at once.")
+    run = current_run()
+    return (run.time() if run is not None else models().time()) + within
 
 
 async def _collect(prompt: Prompt, show: Callable[[str, bytes], None] | None) -> Completion:

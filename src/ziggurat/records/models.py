@@ -63,6 +63,9 @@ class Prompt(Struct, frozen=True, omit_defaults=True, kw_only=True):
     #: The region that the call must stay in; empty for anywhere. And how good the model must be, from 1 to 5; 0 for any.
     region: str = ""
     quality: int = 0
+    #: The moment (seconds since the epoch) by which the answer is wanted; None is at once. Until then the call may wait for what is
+    #: cheaper, such as a batch.
+    due: float | None = None
     #: Names what shares a prefix, so that a router can keep it on one replica.
     session: str = ""
     #: Endpoint-specific fields, sent as they are.
