@@ -104,11 +104,11 @@ async def text(prompt: Messages, *, model: str = "default", **options: Any) -> s
     Args:
         prompt: one user message, or a conversation.
         model: an alias of [inference.models].
-        options: system, temperature, top_p, max_tokens, stop, seed, timeout, deadline, session, region, quality, cache, extra. `session` names the
-            conversation, whose calls are kept on one replica of a dedicated endpoint (the run, by default); `region="eu"` asks no
-            endpoint elsewhere; `quality=4` asks no route below it (1 to 5). `cache="1h"` takes the answer of an equal request that is
-            no older, if there is one. `deadline="6h"` lets the call wait for what is cheaper, such as a batch, as long as the answer
-            is there within six hours; a run holds no worker meanwhile.
+        options: system, temperature, top_p, max_tokens, stop, seed, timeout, deadline, session, region, quality, cache, extra. `session`
+            names the conversation, whose calls are kept on one replica of a dedicated endpoint (the run, by default); `region="eu"` asks
+            no endpoint elsewhere; `quality=4` asks no route below it (1 to 5). `cache="1h"` takes the answer of an equal request that is
+            no older, if there is one. `deadline="6h"` lets the call wait for what is cheaper, such as a batch, as long as the answer is
+            there within six hours; a run holds no worker meanwhile.
 
     Raises InferenceError: OutputRefused if the model declines, and whatever the router could not recover from.
     """
