@@ -27,7 +27,7 @@ from ziggurat.orchestrator.temporal import wire
 from ziggurat.program.definitions import task, workflow
 from ziggurat.program.primitives import patched, signal, state
 from ziggurat.program.registry import Registry
-from ziggurat.records import Run, StartRequest
+from ziggurat.records import Run, RunFilter, StartRequest
 from ziggurat.settings import load_settings
 from ziggurat.testing import orchestrator_programs as p
 from ziggurat.testing.generator import Generator
@@ -131,6 +131,21 @@ def _payloads(value: Any) -> Iterator[bytes]:
     elif isinstance(value, list):
         for part in value:
             yield from _payloads(part)
+
+
+async def test_what_others_keep_in_the_namespace_is_neither_listed_nor_deleted(server: TemporalServer, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    async with system(tmp_path / "theirs", settings_text(server)) as theirs, system(tmp_path, settings_text(server)) as ours:
+        name = f"theirs{next(_numbers)}"
+        assert (await run_to_end(theirs, p.line, name, id=name)).status == "completed"
+        async with asyncio.timeout(PATIENCE):
+            while not await theirs.list(RunFilter(search=name)):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert await ours.list(RunFilter(ids=(name,))) == []
+        assert await ours.list(RunFilter(search=name)) == []
+        assert await ours.purge(RunFilter(ids=(name,))) == 0
+        assert await ours.purge(RunFilter(workflow=p.line.name)) == 0
+        assert (await theirs.get(name)).status == "completed"
 
 
 @workflow(name="tmp.many_steps")

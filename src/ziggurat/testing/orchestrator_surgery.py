@@ -283,12 +283,36 @@ class SurgeryPromises(OrchestratorHarness):
             assert await listed(workflow=p.signals.name) == [waiting]
             assert await listed(tags={"half": "1"}) == [ids[5], ids[3], ids[1]]
             assert await listed(namespace="ns1") == [ids[5], ids[4], ids[3]]
+            assert await listed(ids=(ids[1], ids[4], "no-such")) == [ids[4], ids[1]]
+            assert await listed(parent="") == newest
+            assert await listed(parent=waiting) == []
+            assert await orchestrator.count(RunFilter(search=self.name)) == {"completed": 6, "waiting": 1}
+            ended = [(await orchestrator.get(run)).ended_at or 0.0 for run in ids]
+            assert set(await listed(ended_since=ended[3])) == {i for i, e in zip(ids, ended, strict=True) if e >= ended[3]}
+            assert set(await listed(ended_before=ended[3])) == {i for i, e in zip(ids, ended, strict=True) if e < ended[3]}
             created = [(await orchestrator.get(run)).created_at for run in ids]
             assert set(await listed(since=created[2], until=created[4])) == {
                 i for i, c in zip(ids, created, strict=True) if created[2] <= c < created[4]
             }
             light = (await orchestrator.list(RunFilter(search=ids[0])))[0]
             assert (light.result, bytes(light.payload)) == (None, b"{}")
+
+    async def test_a_status_is_found_behind_newer_runs_of_another(self) -> None:
+        async with self.running() as orchestrator:
+            tags = {"test": self.name}
+            waiting = await self.start(p.signals, ["a"], tags=tags)
+            await self.rests(waiting)
+            for number in range(2):
+                await self.start(p.hold_then_count, f"{self.name}-{number}", tags=tags)
+                await gates.passed(f"{self.name}-{number}.in")
+
+            async def shows() -> bool:
+                return await orchestrator.count(RunFilter(tags=tags)) == {"running": 2, "waiting": 1}
+
+            await self.until(shows)
+            found = await orchestrator.list(RunFilter(tags=tags, status=("waiting",), limit=1))
+            assert [run.id for run in found] == [waiting]
+            assert await orchestrator.count(RunFilter(tags=tags, status=("waiting", "completed"))) == {"waiting": 1}
 
     async def test_usage_counts_every_attempt_and_every_child(self) -> None:
         async with self.running() as orchestrator:
@@ -319,3 +343,38 @@ class SurgeryPromises(OrchestratorHarness):
                 await orchestrator.get(done)
             assert await self.result(await self.start(p.line, self.name, id=done)) == 3
             assert p.ran[f"{self.name}.0"] == 2
+
+    async def test_runs_that_are_named_are_purged_and_nothing_else(self) -> None:
+        async with self.running() as orchestrator:
+            if not orchestrator.capabilities.purge:
+                return
+            kept, gone, going = (f"{self.name}-{what}" for what in ("kept", "gone", "going"))
+            for run in (kept, gone):
+                await self.result(await self.start(p.line, run, id=run))
+            await self.start(p.signals, ["a"], id=going)
+            assert await orchestrator.purge(RunFilter(ids=(gone, going, "no-such"))) == 1
+            if orchestrator.capabilities.immediate_purge:
+                with pytest.raises(UnknownName):
+                    await orchestrator.get(gone)
+            assert (await orchestrator.get(kept)).status == "completed"
+            await self.send(going, "a", 1)
+            assert await self.result(going) == [1]
+
+    async def test_a_run_that_was_taken_up_again_is_not_purged_for_its_first_end(self) -> None:
+        async with self.running() as orchestrator:
+            if not (orchestrator.capabilities.purge and orchestrator.capabilities.retry):
+                return
+            tags = {"test": self.name}
+            run = await self.start(p.breaks, self.name, tags=tags)
+            failed = await self.ended(run)
+
+            async def counts(status: str) -> bool:
+                return await orchestrator.count(RunFilter(tags=tags)) == {status: 1}
+
+            await self.until(lambda: counts("failed"))
+            gates[f"{self.name}.mended"].set()
+            await orchestrator.retry(run)
+            await self.result(run)
+            await self.until(lambda: counts("completed"))
+            assert await orchestrator.purge(RunFilter(tags=tags, ended_before=(failed.ended_at or 0.0) + 0.001)) == 0
+            assert await self.result(run) == [1, 2, 2, 1]

@@ -46,7 +46,7 @@ from ziggurat.orchestrator.temporal.relay import Relay
 from ziggurat.orchestrator.temporal.schedules import TemporalSchedules
 from ziggurat.orchestrator.temporal.surgery import Surgery
 from ziggurat.orchestrator.temporal.telling import new_run_record
-from ziggurat.orchestrator.temporal.views import look_at_steps, with_live_status
+from ziggurat.orchestrator.temporal.views import look_at_steps
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue
 from ziggurat.queues.temporal_link import LinkOptions, connect
@@ -308,9 +308,10 @@ class TemporalOrchestrator(Orchestrator):
         return await self._reader.run(run)
 
     async def list(self, where: RunFilter) -> builtins.list[Run]:
-        runs = await self._listing.runs(where)
-        runs = await with_live_status(self._reader, runs)
-        return [run for run in runs if not where.status or run.status in where.status]
+        return await self._listing.live_runs(where)
+
+    async def count(self, where: RunFilter) -> dict[str, int]:
+        return await self._listing.count(where)
 
     async def history(self, run: str, *, after: int = 0, limit: int = 1000) -> builtins.list[Event]:
         events = [event for event in await self._reader.events(run) if event.seq > after]

@@ -342,7 +342,7 @@ def _live(run: Run, reading: Reading) -> Run:
 
 
 def _ended(run: Run, reading: Reading, info: Any) -> Run:
-    run = replace(run, ended_at=info.close_time.ToNanoseconds() / 1e9)
+    run = replace(run, ended_at=_close_time(info))
     closed = reading.translator.closed
     if closed is None:
         return run
@@ -356,6 +356,11 @@ def _ended(run: Run, reading: Reading, info: Any) -> Run:
     if closed.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_TERMINATED:
         return replace(run, reason=closed.workflow_execution_terminated_event_attributes.reason)
     return run
+
+
+def _close_time(info: Any) -> float:
+    # To the microsecond, as visibility keeps it: a list and a description must tell of the same end.
+    return float(info.close_time.ToMicroseconds() / 1e6)
 
 
 def listed_run(info: Any) -> Run:
@@ -375,7 +380,7 @@ def listed_run(info: Any) -> Run:
         run,
         status=status,
         usage=Usage(cost_usd=msgspec.json.decode(cost.data, type=float)) if cost is not None else Usage(),
-        ended_at=info.close_time.ToNanoseconds() / 1e9 if info.HasField("close_time") else None,
+        ended_at=_close_time(info) if info.HasField("close_time") else None,
         parent=run.parent or info.parent_execution.workflow_id,
         state=None,
     )
