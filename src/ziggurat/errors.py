@@ -294,10 +294,12 @@ class OutputTruncated(InferenceError):
 class BudgetExceeded(InferenceError):
     """The call was not made, because it would pass a hard budget limit. A run that meets it is parked and can be resumed.
 
-    `run_id` names the run whose budget it is; it is empty for a limit of the settings.
+    `run_id` names the run whose budget it is; it is empty for a limit of the settings. `budget` names the budget: "run:ID", "call",
+    "step", "day", "workflow:NAME" or "tenant:NAMESPACE".
     """
 
     run_id = ""
+    budget = ""
 
 
 # -- flow of the engine ----------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ async def test_a_call_that_would_pass_the_limit_is_not_made() -> None:
         pytest.raises(BudgetExceeded, match=r"has been spent of the budget of the run r\. Resume it") as caught,
     ):
         await models.complete(ask(max_tokens=50))
-    assert caught.value.run_id == "r"
+    assert (caught.value.run_id, caught.value.budget) == ("r", "run:r")
     with spends(limit=1.0):
         await models.complete(ask(max_tokens=50))
     spent, reserved = models.keeper.store.purse("run:r")
@@ -155,19 +155,19 @@ async def test_a_budget_past_its_soft_share_asks_the_cheaper_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budgets", "said"),
+    ("budgets", "said", "named"),
     [
-        (BudgetOptions(call=0.1), "for one call"),
-        (BudgetOptions(day=0.5), "the day's budget. A new day begins"),
-        (BudgetOptions(workflows={"w": 0.5}), "the day's budget of the workflow 'w'"),
-        (BudgetOptions(tenants={"*": 0.5}), "the day's budget of the tenant 'acme'"),
+        (BudgetOptions(call=0.1), "for one call", "call"),
+        (BudgetOptions(day=0.5), "the day's budget. A new day begins", "day"),
+        (BudgetOptions(workflows={"w": 0.5}), "the day's budget of the workflow 'w'", "workflow:w"),
+        (BudgetOptions(tenants={"*": 0.5}), "the day's budget of the tenant 'acme'", "tenant:acme"),
     ],
 )
-async def test_limits_of_the_settings(budgets: BudgetOptions, said: str) -> None:
+async def test_limits_of_the_settings(budgets: BudgetOptions, said: str, named: str) -> None:
     models = router(budgets=budgets)
     with attributing(Attribution(workflow="w", namespace="acme")), pytest.raises(BudgetExceeded, match=said) as caught:
         await models.complete(ask(max_tokens=60))
-    assert caught.value.run_id == ""
+    assert (caught.value.run_id, caught.value.budget) == ("", named)
     free = router(budgets=budgets, cheap=0.0)
     await free.complete(ask(model="cheap"))
 
@@ -218,7 +218,8 @@ async def test_children_draw_on_their_parents_budget_and_the_tree_parks_and_resu
             await handle.result(20)
         assert f"ziggurat resume {handle.id} --budget" in str(caught.value)
         found = await handle.info()
-        assert (found.status, found.error is not None and found.error.run_id) == ("parked", handle.id)
+        assert found.status == "parked" and found.error is not None
+        assert (found.error.run_id, found.error.budget) == (handle.id, f"run:{handle.id}")
         bought = len([r for r in RECORDS if r.usage.calls])
         assert 0 < bought < 8
         assert sum(r.usage.cost_usd for r in RECORDS) <= 2.0

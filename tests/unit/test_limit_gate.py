@@ -12,10 +12,23 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ziggurat.inference.interface import Limits, Reported
 from ziggurat.inference.limits.gate import Gate
-from ziggurat.inference.limits.interface import Answer, Hold, LimitStore, Purse, Request, Settle, StoreDown
+from ziggurat.inference.limits.interface import (
+    BEAT,
+    Answer,
+    Beat,
+    Hold,
+    Levels,
+    LimitStore,
+    Purse,
+    Request,
+    Settle,
+    StoreDown,
+    Wanted,
+)
 from ziggurat.inference.limits.keeper import Keeper
 from ziggurat.inference.limits.line import AGEING, Line
 from ziggurat.inference.limits.process import ProcessStore
@@ -36,6 +49,9 @@ class Distant(LimitStore):
             raise StoreDown("The store is down. Start it.")
         self.questions += 1
         return self.inner.run(holder, requests)
+
+    def look(self, wanted: Wanted) -> Levels:
+        return self.inner.look(wanted)
 
     def purse(self, key: str) -> tuple[float, float]:
         return self.inner.purse(key)
@@ -274,6 +290,35 @@ async def test_two_processes_share_a_limit_and_a_busy_one_asks_seldom() -> None:
     finally:
         for door in doors:
             await asyncio.to_thread(door._keeper.close)
+
+
+async def test_what_a_process_has_at_an_endpoint_is_told_with_its_signs_of_life() -> None:
+    clock = FakeClock()
+    store = ProcessStore(clock)
+    door = gate(clock, Distant(store), concurrency=1, tokens_per_minute=600)
+    keeper = door._keeper
+    try:
+        assert door.load() is None
+        first = await asyncio.wait_for(door.enter(want(50)), 10)
+        others = [asyncio.create_task(door.enter(Demand(tokens=1.0, priority=p))) for p in (1, 5, 5)]
+        while door.waiting < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        load = door.load()
+        assert load is not None and (load.endpoint, load.in_flight, load.waiting) == (door.name, 1, {1: 1, 5: 2})
+        assert load.slots == {f"endpoint:{door.name}:calls": 1} and set(load.flows) == {f"endpoint:{door.name}:tokens"}
+        clock.advance(BEAT)
+        keeper.tell(Beat())  # Wakes the thread, which sees that it is time.
+        async with asyncio.timeout(10):
+            while store.look(Wanted()).loads.get(keeper.holder) != [load]:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        door.leave(first, 50)
+        assert door.load() == replace(load, in_flight=0, waiting={})
+    finally:
+        await asyncio.to_thread(keeper.close)
+    assert store.look(Wanted()).loads == {}
 
 
 async def test_a_store_that_is_down_leaves_a_safe_share_and_is_told_later(caplog: pytest.LogCaptureFixture) -> None:

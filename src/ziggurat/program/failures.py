@@ -45,6 +45,7 @@ def describe(error: BaseException, retry: Retry | None = None) -> ErrorInfo:
         retry_after=getattr(error, "retry_after", None),
         step=first.step if isinstance(first, TaskError) and first.step else None,
         run_id=first.run_id if isinstance(first, ChildRunError) else error.run_id if isinstance(error, BudgetExceeded) else "",
+        budget=error.budget if isinstance(error, BudgetExceeded) else "",
     )
 
 

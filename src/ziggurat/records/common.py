@@ -38,6 +38,8 @@ class ErrorInfo(Struct, frozen=True, omit_defaults=True):
     step: int | None = None
     #: The id of the child run whose failure this is.
     run_id: str = ""
+    #: The budget that the call would have passed: "run:ID", "call", "step", "day", "workflow:NAME" or "tenant:NAMESPACE".
+    budget: str = ""
 
 
 class Usage(Struct, frozen=True, omit_defaults=True):

@@ -25,12 +25,14 @@ from ziggurat.inference.limits.interface import (
     Hold,
     Leave,
     LimitStore,
+    Load,
     Purse,
     Request,
     Settle,
     Slots,
     Take,
     Taken,
+    Wanted,
 )
 from ziggurat.inference.limits.process import ProcessStore
 from ziggurat.testing.clock import FakeClock
@@ -230,6 +232,51 @@ class LimitStoreSuite(ABC):
         self.ask(store, Settle(id="x", cost=0.1), "a")
         assert store.purse("p")[0] == pytest.approx(0.4)
 
+    # -- what people see ---------------------------------------------------------------------------------------------
+
+    def test_a_look_shows_how_things_stand_and_changes_nothing(self, store: LimitStore, clock: FakeClock) -> None:
+        everything = Wanted(
+            flows={"f": (10.0, 100.0), "unknown": (1.0, 1.0)}, slots=("s", "t"), purses=("p", "unknown"), gates=("g", "h")
+        )
+        nothing = store.look(everything)
+        assert (nothing.flows, nothing.slots, nothing.purses, nothing.cooling, nothing.loads) == ({}, {}, {}, {}, {})
+        self.ask(store, take(flow(60.0), slots=(Slots(key="s", limit=4),)), "a")
+        self.ask(store, hold("x", 0.25), "a")
+        self.ask(store, Cool(gate="h", seconds=20.0), "a")
+        told = Load(endpoint="e", in_flight=2, waiting={1: 3, 5: 40}, flows={"f": (10.0, 100.0)}, slots={"s": 4})
+        self.ask(store, Beat(loads=(told,)), "b")
+        for _ in range(2):
+            seen = store.look(everything)
+            assert seen.flows == {"f": (pytest.approx(40.0), pytest.approx(60.0))}
+            assert (seen.slots, seen.purses, seen.loads) == ({"s": 1}, {"p": (0.0, 0.25)}, {"b": [told]})
+            assert seen.cooling == {"h": pytest.approx(20.0)}
+        clock.advance(3)
+        assert store.look(everything).flows["f"][0] == pytest.approx(70.0)
+        # Whoever looks is no holder: the next one finds "a" and "b" and itself.
+        assert self.ask(store, take(flow(1.0)), "c").holders == 3
+        self.ask(store, Beat(), "b")
+        assert store.look(everything).loads == {}
+        self.ask(store, Beat(loads=(told,)), "b")
+        clock.advance(LEASE + 1)
+        self.ask(store, Beat(), "d")
+        seen = store.look(everything)
+        assert (seen.loads, seen.slots.get("s", 0)) == ({}, 0)
+
+    def test_what_was_used_lately_is_counted_over_a_sliding_minute(self, store: LimitStore, clock: FakeClock) -> None:
+        wanted = Wanted(flows={"f": (10.0, 100.0)})
+        clock.advance(60.0 - clock.time() % 60.0)  # To the beginning of a minute of the clock.
+        self.ask(store, take(flow(40.0)))
+        self.ask(store, Give(flows=(("f", 10.0, 100.0, 10.0),)))
+        assert store.look(wanted).flows["f"][1] == pytest.approx(30.0)
+        clock.advance(75.0)
+        assert store.look(wanted).flows["f"][1] == pytest.approx(30.0 * 0.75)
+        self.ask(store, take(flow(50.0)))
+        assert store.look(wanted).flows["f"][1] == pytest.approx(30.0 * 0.75 + 50.0)
+        clock.advance(60.0)
+        assert store.look(wanted).flows["f"][1] == pytest.approx(50.0 * 0.75)
+        clock.advance(120.0)
+        assert store.look(wanted).flows["f"][1] == 0.0
+
     # -- all of it ---------------------------------------------------------------------------------------------------
 
     def test_two_ways_to_one_store_see_the_same_numbers(self, store: LimitStore, clock: FakeClock) -> None:
@@ -262,6 +309,12 @@ class LimitStoreSuite(ABC):
             # A burst, one draw beyond it, what flowed, and what was granted a little early.
             assert drawn <= 100.0 + 60.0 + 10.0 * (clock.monotonic() - 1_000.0 + LOOKAHEAD) + 1e-6
             clock.advance(seconds)
+        everything = Wanted(flows={"f": (10.0, 100.0)}, slots=("s",), purses=("p", "q"), gates=("g",))
+        seen, expected_ = store.look(everything), model.look(everything)
+        assert seen.slots.get("s", 0) == expected_.slots.get("s", 0)
+        for name in ("flows", "purses", "cooling"):
+            found, due = getattr(seen, name), getattr(expected_, name)
+            assert set(found) == set(due) and all(found[key] == pytest.approx(due[key], abs=1e-6) for key in due), name
         for key in ("p", "q"):
             assert store.purse(key) == pytest.approx(model.purse(key))
         store.close()

@@ -69,6 +69,9 @@ class Failure(Answer):
     retryable: bool
     step: int | None = Field(description="The step whose failure ended the run.")
     run_id: str = Field(description="The child run whose failure this is, or empty.")
+    budget: str = Field(
+        description='The budget that was spent: "run:ID", "call", "step", "day", "workflow:NAME", "tenant:NAMESPACE"; or empty.'
+    )
 
 
 class RunSummary(Answer):
@@ -254,6 +257,7 @@ def failure_of(error: records.ErrorInfo | None) -> Failure | None:
         retryable=error.retryable,
         step=error.step,
         run_id=error.run_id,
+        budget=error.budget,
     )
 
 

@@ -3,12 +3,13 @@
 -- A script runs atomically: each request is all or nothing, and so is the batch.
 --
 --   base:holders      sorted set: holder -> when it was last heard of
---   base:flow:KEY     hash: level, at
+--   base:flow:KEY     hash: level, at; minute, used, before: what was used in a minute of the clock and in the one before
 --   base:slots:KEY    hash: h:HOLDER -> count, refused, p:PRIORITY -> when it last asked
 --   base:purse:KEY    hash: spent, reserved
 --   base:hold:ID      the reservation as JSON; base:holds:HOLDER is the set of its ids
 --   base:held:HOLDER  set of the slots keys in which a holder has any
 --   base:cool:GATE    until when
+--   base:loads        hash: holder -> what it has at its endpoints, as JSON, for people
 
 local base, constants, holder = KEYS[1], cjson.decode(ARGV[1]), ARGV[2]
 local now
@@ -39,6 +40,7 @@ end
 
 local function bury(name, charge)
     redis.call('ZREM', base .. ':holders', name)
+    redis.call('HDEL', base .. ':loads', name)
     for _, key in ipairs(redis.call('SMEMBERS', base .. ':held:' .. name)) do
         redis.call('HDEL', base .. ':slots:' .. key, 'h:' .. name)
     end
@@ -62,6 +64,18 @@ end
 
 local function leaves(priority)
     return RESERVE * math.max(0, math.min(priority, 6) - 1)
+end
+
+local function put_flow(key, level, used)
+    local at, minute = base .. ':flow:' .. key, math.floor(now / 60)
+    local known = redis.call('HMGET', at, 'minute', 'used', 'before')
+    local sum, before = number(known[2]), number(known[3])
+    if number(known[1]) ~= minute then
+        before = number(known[1]) + 1 == minute and sum or 0
+        sum = 0
+    end
+    redis.call('HSET', at, 'level', text(level), 'at', text(now), 'minute', minute, 'used', text(sum + used), 'before', text(before))
+    redis.call('PEXPIRE', at, KEPT)
 end
 
 local function take(request)
@@ -130,9 +144,7 @@ local function take(request)
     for i, flow in ipairs(request.flows) do
         local spare = math.max(0, levels[i] - flow.need - leaves(request.priority) * flow.burst) / alive
         local amount = flow.need + math.max(0, math.min((flow.want or 0) - flow.need, spare))
-        local at = base .. ':flow:' .. flow.key
-        redis.call('HSET', at, 'level', text(levels[i] - amount), 'at', text(now))
-        redis.call('PEXPIRE', at, KEPT)
+        put_flow(flow.key, levels[i] - amount, amount)
         taken[i] = amount
     end
     for i, wanted in ipairs(request.slots) do
@@ -156,8 +168,7 @@ local function give(request)
         if known[1] then
             level = number(known[1]) + math.max(0, now - number(known[2])) * rate
         end
-        redis.call('HSET', at, 'level', text(math.min(burst, level + amount)), 'at', text(now))
-        redis.call('PEXPIRE', at, KEPT)
+        put_flow(key, math.min(burst, level + amount), -amount)
     end
     for _, entry in ipairs(request.slots) do
         local at = base .. ':slots:' .. entry[1]
@@ -237,6 +248,12 @@ for i, request in ipairs(cjson.decode(ARGV[4])) do
         local at = base .. ':cool:' .. request.gate
         local till = math.max(now + request.seconds, number(redis.call('GET', at)))
         redis.call('SET', at, text(till), 'PX', math.max(1, math.ceil((till - now) * 1000)))
+    elseif verb == 'Beat' then
+        if request.loads ~= '' then
+            redis.call('HSET', base .. ':loads', holder, request.loads)
+        else
+            redis.call('HDEL', base .. ':loads', holder)
+        end
     elseif verb == 'Leave' then
         bury(holder, false)
     end

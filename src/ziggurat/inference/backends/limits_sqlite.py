@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 
 from ziggurat.clock import Clock, SystemClock
-from ziggurat.inference.limits.book import KINDS, Book, carry_out
-from ziggurat.inference.limits.interface import Answer, LimitStore, Request, StoreDown
+from ziggurat.inference.limits.book import KINDS, Book, carry_out, look_at
+from ziggurat.inference.limits.interface import Answer, Levels, LimitStore, Request, StoreDown, Wanted
 
 #: Seconds after which a lock that another process holds is an error.
 BUSY_SECONDS = 5.0
@@ -99,6 +99,12 @@ class SqliteStore(LimitStore):
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
+
+    def look(self, wanted: Wanted) -> Levels:
+        try:
+            return look_at(_FileBook(self._open()), wanted, self._clock.time())
+        except (sqlite3.Error, OSError, msgspec.MsgspecError) as error:
+            raise self._down(error) from error
 
     def purse(self, key: str) -> tuple[float, float]:
         try:

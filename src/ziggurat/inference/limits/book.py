@@ -6,6 +6,7 @@
     purse:KEY          dollars spent and reserved
     hold:ID            a reservation: its holder, purses and amounts
     cool:GATE          until when nobody may start
+    load:HOLDER        what a holder has at its endpoints, as it last told
 
 A bucket is GCRA in other words: its level rises by `rate` a second up to `burst`, a draw lowers it, and a draw may go ahead while the
 level stays above what its priority must leave. A draw larger than the burst goes ahead from a full bucket and leaves a debt. A little
@@ -35,12 +36,16 @@ from ziggurat.inference.limits.interface import (
     Held,
     Hold,
     Leave,
+    Levels,
+    Load,
     Request,
     Settle,
     Slots,
     Take,
     Taken,
+    Wanted,
     leaves,
+    used_lately,
 )
 
 #: Floats are compared with a little room: a level that is a rounding error short is not short.
@@ -60,6 +65,10 @@ class Holders(Struct):
 class FlowState(Struct):
     level: float
     at: float
+    #: A minute of the clock, what was used in it, and what in the one before it.
+    minute: int = 0
+    used: float = 0.0
+    before: float = 0.0
 
 
 class SlotState(Struct):
@@ -85,6 +94,10 @@ class CoolState(Struct):
     until: float
 
 
+class LoadState(Struct):
+    loads: list[Load]
+
+
 KINDS: dict[str, Any] = {
     "holders": Holders,
     "flow": FlowState,
@@ -92,6 +105,7 @@ KINDS: dict[str, Any] = {
     "purse": PurseState,
     "hold": HoldState,
     "cool": CoolState,
+    "load": LoadState,
 }
 
 
@@ -164,8 +178,34 @@ def carry_out(book: Book, holder: str, request: Request, now: float) -> Answer:
         case Leave():
             _bury(book, holder, now, charge=False)
         case Beat():
-            pass
+            if request.loads:
+                book.put(f"load:{holder}", LoadState(list(request.loads)))
+            elif book.get(f"load:{holder}") is not None:
+                book.drop(f"load:{holder}")
     return None
+
+
+def look_at(book: Book, wanted: Wanted, now: float) -> Levels:
+    """Return how things stand."""
+    flows: dict[str, tuple[float, float]] = {}
+    for key, (rate, burst) in wanted.flows.items():
+        flow = book.get(f"flow:{key}")
+        if flow is not None:
+            level = min(burst, flow.level + max(0.0, now - flow.at) * rate)
+            flows[key] = (level, used_lately(flow.minute, flow.used, flow.before, now))
+    seen = (book.get("holders") or Holders({})).seen
+    alive = {name for name, at in seen.items() if now - at <= LEASE}
+    slots = {key: state for key in wanted.slots if (state := book.get(f"slots:{key}")) is not None}
+    purses = {key: state for key in wanted.purses if (state := book.get(f"purse:{key}")) is not None}
+    cools = {gate: state.until - now for gate in wanted.gates if (state := book.get(f"cool:{gate}")) is not None}
+    loads = {name: state.loads for name in alive if (state := book.get(f"load:{name}")) is not None}
+    return Levels(
+        flows=flows,
+        slots={key: sum(n for name, n in state.held.items() if name in alive) for key, state in slots.items()},
+        purses={key: (state.spent, state.reserved) for key, state in purses.items()},
+        cooling={gate: left for gate, left in cools.items() if left > 0},
+        loads=loads,
+    )
 
 
 def _alive(book: Book, holder: str, now: float) -> dict[str, float]:
@@ -193,6 +233,8 @@ def _bury(book: Book, holder: str, now: float, *, charge: bool) -> None:
     state = book.get("holders")
     if state is not None and state.seen.pop(holder, None) is not None:
         book.put("holders", state)
+    if book.get(f"load:{holder}") is not None:
+        book.drop(f"load:{holder}")
     for key in list(book.keys("slots:")):
         slots = book.get(key)
         if slots.held.pop(holder, None) is not None:
@@ -241,7 +283,7 @@ def _take(book: Book, holder: str, take: Take, holders: dict[str, float], now: f
     for flow, level in zip(take.flows, levels, strict=True):
         spare = max(0.0, level - flow.need - leaves(take.priority) * flow.burst) / alive
         amount = flow.need + max(0.0, min(flow.want - flow.need, spare))
-        book.put(f"flow:{flow.key}", FlowState(level - amount, now))
+        _put_flow(book, flow.key, level - amount, amount, now)
         taken.append(amount)
     got: list[int] = []
     for slots, (state, free) in zip(take.slots, states, strict=True):
@@ -251,6 +293,20 @@ def _take(book: Book, holder: str, take: Take, holders: dict[str, float], now: f
         book.put(f"slots:{slots.key}", state)
         got.append(count)
     return Taken(granted=True, flows=tuple(taken), slots=tuple(got), delay=delay, holders=alive, contended=contended)
+
+
+def _put_flow(book: Book, key: str, level: float, used: float, now: float) -> None:
+    """Keep a bucket's level, and count what was used in this minute of the clock."""
+    minute, state = int(now // 60), book.get(f"flow:{key}")
+    if state is None:
+        book.put(f"flow:{key}", FlowState(level, now, minute, used))
+        return
+    if state.minute != minute:
+        state.before = state.used if minute == state.minute + 1 else 0.0
+        state.minute, state.used = minute, 0.0
+    state.level, state.at = level, now
+    state.used += used
+    book.put(f"flow:{key}", state)
 
 
 def due_in(flow: Flow, level: float, priority: float) -> float:
@@ -284,7 +340,7 @@ def _give(book: Book, holder: str, give: Give, now: float) -> None:
     for key, rate, burst, amount in give.flows:
         state = book.get(f"flow:{key}")
         level = burst if state is None else state.level + max(0.0, now - state.at) * rate
-        book.put(f"flow:{key}", FlowState(min(burst, level + amount), now))
+        _put_flow(book, key, min(burst, level + amount), -amount, now)
     for key, count in give.slots:
         slots = book.get(f"slots:{key}")
         if slots is not None:

@@ -97,11 +97,13 @@ class Budgets:
         """
         options = self.options
         if options.call is not None and cost.likely > options.call:
-            raise BudgetExceeded(
+            too_dear = BudgetExceeded(
                 f"The call of the model {model!r} was not made: it would cost about {human_dollars(cost.likely)}, over the limit of "
                 f"{human_dollars(options.call)} for one call. Shorten the prompt, lower max_tokens, or raise call in [inference.budgets].",
                 model=model,
             )
+            too_dear.budget = "call"
+            raise too_dear
         purses = await self._purses(by, caller, step)
         if not purses:
             return ""
@@ -202,6 +204,7 @@ def _exceeded(purse: Purse, spent: float, cost: Cost, model: str) -> BudgetExcee
         model=model,
     )
     error.run_id = name if kind == "run" else ""
+    error.budget = kind if kind in ("step", "day") else f"{kind}:{what if kind in _OF_DAY else name}"
     return error
 
 

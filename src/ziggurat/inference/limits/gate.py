@@ -22,7 +22,7 @@ from functools import partial
 from ziggurat.clock import Clock
 from ziggurat.inference.interface import Limits, Reported
 from ziggurat.inference.limits.book import EPSILON
-from ziggurat.inference.limits.interface import Answer, Cool, Flow, Give, Slots, Take, Taken
+from ziggurat.inference.limits.interface import Answer, Cool, Flow, Give, Load, Slots, Take, Taken
 from ziggurat.inference.limits.keeper import Keeper
 from ziggurat.inference.limits.line import Line, effective
 from ziggurat.inference.limits.tickets import Demand, Rule, Share, SlotShare, Ticket
@@ -30,6 +30,8 @@ from ziggurat.inference.retrying import CoolDown
 
 #: A learned window this wide limits nothing any more, and is forgotten.
 LEARNED_MAX = 1024.0
+#: Limits that a process tells of at most: gateways may know thousands of keys.
+LOAD_MOST = 200
 #: Wake at least this often, so that a lost wake-up costs seconds and not a call.
 LOOK_AGAIN = 5.0
 #: Ask the store again at least this often, as others may have given back what they did not use.
@@ -78,6 +80,7 @@ class Gate:
         self.in_flight = 0
         if keeper.remote:
             keeper.tidy.append(self.tidy)
+            keeper.loads.append(self.load)
 
     # -- what is seen of it ------------------------------------------------------------------------------------------
 
@@ -96,6 +99,20 @@ class Gate:
     def cooling(self) -> float:
         """Return the seconds that the endpoint is still to be left alone."""
         return self._cool_down.wait(self._clock.monotonic())
+
+    def load(self) -> Load | None:
+        """Return what this process has at the endpoint; None if it never called it."""
+        with self._lock:
+            if not (self._shares or self._slots or self.in_flight or self._line or self._learned is not None):
+                return None
+            return Load(
+                endpoint=self.name,
+                in_flight=self.in_flight,
+                waiting=self._line.levels(),
+                learned=self._learned,
+                flows={key: (share.rate, share.burst) for key, share in list(self._shares.items())[:LOAD_MOST]},
+                slots={key: slots.limit for key, slots in list(self._slots.items())[:LOAD_MOST]},
+            )
 
     # -- coming and going --------------------------------------------------------------------------------------------
 

@@ -146,8 +146,24 @@ class Settle(Struct, frozen=True, kw_only=True):
     cost: float
 
 
+class Load(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a process has at one endpoint, for people to look at."""
+
+    endpoint: str
+    #: Calls under way, and calls that wait, by priority.
+    in_flight: int = 0
+    waiting: dict[int, int] = {}
+    #: Calls at a time that 429s have taught it; None where it learned nothing.
+    learned: float | None = None
+    #: The limits that it draws on, those that a provider reported too: flows by key, as (rate, burst), and slots by key.
+    flows: dict[str, tuple[float, float]] = {}
+    slots: dict[str, int] = {}
+
+
 class Beat(Struct, frozen=True, kw_only=True):
-    """Say that the holder is alive, and nothing else."""
+    """Say that the holder is alive, and what it has at its endpoints; that counts until the next Beat."""
+
+    loads: tuple[Load, ...] = ()
 
 
 class Leave(Struct, frozen=True, kw_only=True):
@@ -156,6 +172,31 @@ class Leave(Struct, frozen=True, kw_only=True):
 
 Request = Take | Give | Cool | Hold | Settle | Beat | Leave
 Answer = Taken | Held | None
+
+
+class Wanted(Struct, frozen=True, kw_only=True):
+    """What to look at in a store. Looking makes nobody a holder and changes nothing."""
+
+    #: Flows by key, as (rate, burst).
+    flows: dict[str, tuple[float, float]] = {}
+    slots: tuple[str, ...] = ()
+    purses: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+
+
+class Levels(Struct, frozen=True, kw_only=True):
+    """What a store knows of what was asked for; what it has not met is left out."""
+
+    #: By key: units that are there now, and units used within the last minute.
+    flows: dict[str, tuple[float, float]] = {}
+    #: By key: how many are taken.
+    slots: dict[str, int] = {}
+    #: By key: dollars spent and reserved.
+    purses: dict[str, tuple[float, float]] = {}
+    #: By gate: seconds for which nobody may start.
+    cooling: dict[str, float] = {}
+    #: By holder that is alive: what it last told.
+    loads: dict[str, list[Load]] = {}
 
 
 class LimitStore(ABC):
@@ -169,12 +210,28 @@ class LimitStore(ABC):
         """Carry out requests in their order, each as a whole, and return an answer to each. Raises StoreDown."""
 
     @abstractmethod
+    def look(self, wanted: Wanted) -> Levels:
+        """Return how things stand, for people. Raises StoreDown."""
+
+    @abstractmethod
     def purse(self, key: str) -> tuple[float, float]:
         """Return what is spent and what is reserved in a purse, for people and tests. Raises StoreDown."""
 
     def close(self) -> None:
         """Let go of the store."""
         return
+
+
+def used_lately(minute: int, used: float, before: float, now: float) -> float:
+    """Return the units used within the last minute, from what was counted in a minute of the clock and in the one before.
+
+    The minute before counts by the share of it that is not over yet: a sliding window from two counters, which is off by no more than
+    how unevenly that minute was used.
+    """
+    current = int(now // 60)
+    if current != minute:
+        used, before = 0.0, used if current == minute + 1 else 0.0
+    return max(0.0, used + before * (1.0 - now % 60.0 / 60.0))
 
 
 def leaves(priority: float) -> float:

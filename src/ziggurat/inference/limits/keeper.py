@@ -26,6 +26,7 @@ from ziggurat.inference.limits.interface import (
     Hold,
     Leave,
     LimitStore,
+    Load,
     Purse,
     Request,
     Settle,
@@ -63,6 +64,8 @@ class Keeper:
         self.holders = 1
         #: Called every BEAT seconds while the thread runs: gates give back what they no longer need.
         self.tidy: list[Callable[[], None]] = []
+        #: Called as often: what gates have, for people who look.
+        self.loads: list[Callable[[], Load | None]] = []
         self._queue: deque[tuple[Sequence[Request], Done]] = deque()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -124,8 +127,7 @@ class Keeper:
                 beat_at = self._clock.monotonic() + BEAT
                 for look in list(self.tidy):
                     look()
-                if not batch:
-                    batch = [((Beat(),), _ignore)]
+                batch.append(((Beat(loads=tuple(load for tell in list(self.loads) if (load := tell()) is not None)),), _ignore))
             if batch:
                 self._ask(batch)
         if self._fallback is None:

@@ -108,6 +108,10 @@ class Line(Generic[W]):
         moments = [u for u in (*self._levels_until.values(), *self._tenants_until.values()) if u > now]
         return min(moments) - now if moments else 0.0
 
+    def levels(self) -> dict[int, int]:
+        """Return how many wait, by priority."""
+        return {level: sum(map(len, tenants.values())) for level, tenants in self._levels.items()}
+
     def calls(self) -> list[W]:
         """Return all that wait."""
         return [call for tenants in self._levels.values() for calls in tenants.values() for call in calls]

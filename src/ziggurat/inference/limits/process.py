@@ -6,8 +6,8 @@ import threading
 from collections.abc import Sequence
 
 from ziggurat.clock import Clock, SystemClock
-from ziggurat.inference.limits.book import MemoryBook, carry_out
-from ziggurat.inference.limits.interface import Answer, LimitStore, Request
+from ziggurat.inference.limits.book import MemoryBook, carry_out, look_at
+from ziggurat.inference.limits.interface import Answer, Levels, LimitStore, Request, Wanted
 
 
 class ProcessStore(LimitStore):
@@ -24,6 +24,10 @@ class ProcessStore(LimitStore):
         with self._lock:
             now = self._clock.time()
             return [carry_out(self._book, holder, request, now) for request in requests]
+
+    def look(self, wanted: Wanted) -> Levels:
+        with self._lock:
+            return look_at(self._book, wanted, self._clock.time())
 
     def purse(self, key: str) -> tuple[float, float]:
         state = self._book.get(f"purse:{key}")

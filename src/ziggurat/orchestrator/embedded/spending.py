@@ -74,7 +74,7 @@ class Spending:
                     f"The run {owner} has spent {human_dollars(allowance.spent_usd)} of its budget of "
                     f"{human_dollars(allowance.limit_usd)}. Resume it with a larger one: ziggurat resume {owner} --budget '+$1'"
                 )
-                return ErrorInfo(type=BUDGET_EXCEEDED, message=text, retryable=False, run_id=owner)
+                return ErrorInfo(type=BUDGET_EXCEEDED, message=text, retryable=False, run_id=owner, budget=allowance.key)
         return None
 
     def add(self, run: Run, calls: list[CallRecord]) -> None:
