@@ -314,7 +314,8 @@ class LimitStoreSuite(ABC):
         assert seen.slots.get("s", 0) == expected_.slots.get("s", 0)
         for name in ("flows", "purses", "cooling"):
             found, due = getattr(seen, name), getattr(expected_, name)
-            assert set(found) == set(due) and all(found[key] == pytest.approx(due[key], abs=1e-6) for key in due), name
+            assert set(found) == set(due), name
+            assert all(found[key] == pytest.approx(due[key], abs=1e-6) for key in due), name
         for key in ("p", "q"):
             assert store.purse(key) == pytest.approx(model.purse(key))
         store.close()
