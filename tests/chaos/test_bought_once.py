@@ -13,11 +13,18 @@ PROGRAM = """
     from pathlib import Path
     from ziggurat import llm, task, workflow
 
+    STREAMED = {streamed}
+
+    async def ask(question: str) -> str:
+        if not STREAMED:
+            return await llm.text(question, model="fast")
+        return "".join([piece async for piece in llm.stream(question, model="fast")])
+
     @task
     async def five() -> list[str]:
         said = []
         for number in range(5):
-            said.append(await llm.text(f"Say something about {number}.", model="fast"))
+            said.append(await ask(f"Say something about {number}."))
             if number == 2 and not Path("killed").exists():
                 Path("three").touch()
                 await asyncio.sleep(600)
@@ -45,9 +52,9 @@ SETTINGS = """
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("queue", ["memory", "sqlite"])
-def test_three_of_five_calls_are_not_bought_again(project: Project, queue: str) -> None:  # noqa: F811
-    project.write("essays.py", PROGRAM)
+@pytest.mark.parametrize(("queue", "streamed"), [("memory", False), ("sqlite", False), ("sqlite", True)])
+def test_three_of_five_calls_are_not_bought_again(project: Project, queue: str, streamed: bool) -> None:  # noqa: F811
+    project.write("essays.py", PROGRAM.replace("{streamed}", str(streamed)))
     project.write("ziggurat.toml", SETTINGS.format(queue=queue))
     victim = project.begin("serve")
     project.until_served()

@@ -56,12 +56,18 @@ class World:
 
 @asynccontextmanager
 async def world(
-    folder: Path, upstream: FaultyUpstream | None = None, *, endpoint: dict[str, Any] | None = None, **gateway: Any
+    folder: Path,
+    upstream: FaultyUpstream | None = None,
+    *,
+    endpoint: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    **gateway: Any,
 ) -> AsyncIterator[World]:
     """Open a gateway whose alias "m" is served by the upstream, at a dollar for a million tokens.
 
     Args:
         endpoint: more of [inference.endpoints.up].
+        model: more of [inference.models.m].
         gateway: more of [gateway].
     """
     upstream = upstream or FaultyUpstream()
@@ -72,7 +78,7 @@ async def world(
             {
                 "inference": {
                     "endpoints": {"up": up, "scripted": {"kind": "scripted"}},
-                    "models": {"m": {"routes": ["up:mock"]}, "s": {"routes": ["scripted:scripted"]}},
+                    "models": {"m": {"routes": ["up:mock"], **(model or {})}, "s": {"routes": ["scripted:scripted"]}},
                     "ledger": str(folder / "ledger.db"),
                 },
                 "gateway": {"port": 0, "path": str(folder / "gateway.db"), **gateway},

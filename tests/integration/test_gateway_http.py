@@ -85,6 +85,33 @@ async def test_tools_and_schemas_reach_the_model_and_come_back(tmp_path: Path) -
     assert json.loads("".join(p["function"]["arguments"] for p in pieces)).keys() == {"a"}
 
 
+async def test_images_and_files_reach_the_model_and_artifacts_cannot_be_named(tmp_path: Path) -> None:
+    parts: list[dict[str, Any]] = [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo=", "detail": "low"}},
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERi0="}},
+    ]
+    messages = [{"role": "user", "content": parts}]
+    async with world(tmp_path) as w:
+        assert (await w.chat(messages=messages))[0] == 200
+        assert w.upstream.bodies[-1]["messages"] == messages
+        asked = [
+            {"type": "input_text", "text": "What is this?"},
+            {"type": "input_image", "image_url": parts[1]["image_url"]["url"], "detail": "low"},
+            {"type": "input_file", **parts[2]["file"]},
+        ]
+        assert (await w.post("/responses", {"model": "m", "input": [{"role": "user", "content": asked}]}))[0] == 200
+        assert w.upstream.bodies[-1]["messages"] == messages
+        stolen = {"type": "artifact", "artifact": {"key": "zga_" + "0" * 32, "size": 1, "sha256": "", "media_type": "text/plain"}}
+        status, refused, _ = await w.chat(messages=[{"role": "user", "content": [stolen]}])
+        assert (status, refused["error"]["code"]) == (400, "unsupported")
+    blind = {"capabilities": {"vision": False}}
+    async with world(tmp_path / "blind", model=blind) as w:
+        status, refused, _ = await w.chat(messages=messages)
+        assert (status, w.upstream.requests) == (400, 0)
+        assert "up:mock: it was not asked, since it takes no images" in refused["error"]["message"]
+
+
 async def test_a_refusal_is_a_refusal_whole_and_streamed(tmp_path: Path) -> None:
     upstream = FaultyUpstream(lambda prompt, asked: Reply(refusal="I would rather not."))
     async with world(tmp_path, upstream) as w:

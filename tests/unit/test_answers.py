@@ -5,29 +5,35 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from contextlib import aclosing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import to_builtins
 
 from tests.conformance.redis_servers import REDIS_8, running
 from tests.conftest import missing_service
 from tests.unit.test_inference_router import Attempt, SkippingRouter, scripted, user
-from ziggurat.artifacts import INLINE
-from ziggurat.errors import InvalidData, LayerUnreachable
-from ziggurat.inference.answers import Answers, AnswerStore
+from ziggurat.artifacts import INLINE, Artifact, Library, use_library
+from ziggurat.artifacts.backends.folder import FolderStore
+from ziggurat.errors import EndpointFailed, InvalidData, LayerUnreachable
+from ziggurat.inference.answers import PIECE, Answers, AnswerStore, Gathered
 from ziggurat.inference.backends.answers_redis import RedisAnswers
 from ziggurat.inference.backends.answers_sqlite import SqliteAnswers
+from ziggurat.inference.backends.scripted import Reply
 from ziggurat.inference.interface import ModelConfig, Price
 from ziggurat.program.context import TaskInfo, attempting
 from ziggurat.program.llm import _prompt
+from ziggurat.records import ChatMessage, Chunk, Prompt, Tool, Usage
 from ziggurat.testing import FakeClock
 
 
-def router(folder: Path, **options: Any) -> SkippingRouter:
+def router(folder: Path, *, answer: Reply | None = None, **options: Any) -> SkippingRouter:
     """A router of a process that has just begun, over the answers of the ones before."""
     prices = {"prices": {"m": Price(input=1.0, output=1.0)}}
-    made = SkippingRouter({"a": scripted("a", config=prices)}, {"default": ModelConfig(routes=["a:m"])})
+    said = (lambda prompt, asked: answer) if answer is not None else None
+    made = SkippingRouter({"a": scripted("a", said, config=prices)}, {"default": ModelConfig(routes=["a:m"])})
     made.answers = Answers(SqliteAnswers(folder / "answers.db", made.clock), INLINE, **options)
     return made
 
@@ -83,6 +89,81 @@ async def test_another_question_is_never_answered_with_an_old_answer(tmp_path: P
         models = router(tmp_path)
         await ask(models, attempt(), "one", **more)
         assert len(models.journal) == 1, more
+
+
+async def hear(
+    models: SkippingRouter, here: Attempt | None, text: str, stop_after: int | None = None, **more: Any
+) -> list[Chunk]:
+    found: list[Chunk] = []
+    with attempting(here) if here is not None else nullcontext():
+        async with aclosing(models.stream(user(text, **more))) as chunks:
+            async for chunk in chunks:
+                found.append(chunk)
+                if len(found) == stop_after:
+                    break
+    return found
+
+
+async def test_a_lost_attempts_streams_are_not_bought_again(tmp_path: Path) -> None:
+    first, lost = router(tmp_path), attempt()
+    said = [await hear(first, lost, text) for text in ("one", "two", "three")]
+    second, again = router(tmp_path), attempt()
+    found = [await hear(second, again, text) for text in ("one", "two", "three", "four")]
+    assert ["".join(c.text for c in stream) for stream in found[:3]] == ["".join(c.text for c in stream) for stream in said]
+    assert [(s[-1].finish, s[-1].usage, s[-1].call) for s in found[:3]] == [(s[-1].finish, s[-1].usage, s[-1].call) for s in said]
+    assert [len(first.journal), len(second.journal)] == [3, 1]
+    assert [call.id for call in again.calls] == [*(c.id for c in lost.calls), *(c.id for c in second.journal)]
+
+
+async def test_a_stream_that_was_left_or_broke_off_is_bought_again(tmp_path: Path) -> None:
+    await hear(router(tmp_path), attempt(), "one", stop_after=2)
+    models = router(tmp_path)
+    assert (await hear(models, attempt(), "one"))[-1].finish == "stop"
+    assert len(models.journal) == 1
+    broken = router(tmp_path, answer=Reply(text="one two three four", fault="cut"))
+    with pytest.raises(EndpointFailed):
+        await hear(broken, attempt(), "two")
+    models = router(tmp_path)
+    await hear(models, attempt(), "two")
+    assert len(models.journal) == 1
+
+
+async def test_tool_calls_and_long_answers_stream_again_as_they_were(tmp_path: Path) -> None:
+    tools = [Tool(name="look", parameters={"type": "object", "properties": {"at": {"type": "string"}}, "required": ["at"]})]
+    first = await hear(router(tmp_path), attempt(), "one", tools=tools)
+    calls = Gathered.of(first).tool_calls
+    again = await hear(router(tmp_path), attempt(), "one", tools=tools)
+    assert [(call.name, "at" in call.arguments) for call in calls] == [("look", True)]
+    assert Gathered.of(again).tool_calls == calls
+    assert again[-1].finish == "tool_calls"
+    long = "x" * (2 * PIECE + 1)
+    await hear(router(tmp_path, answer=Reply(text=long)), attempt(), "two")
+    pieces = [chunk.text for chunk in await hear(router(tmp_path), attempt(), "two")]
+    assert "".join(pieces) == long
+    assert max(map(len, pieces)) == PIECE
+
+
+async def test_whole_and_streamed_answers_stand_for_each_other_and_the_cache_holds_for_streams(tmp_path: Path) -> None:
+    models = router(tmp_path)
+    said = "".join(c.text for c in await hear(models, None, "one", cache=60.0))
+    assert await ask(models, None, "one", cache=60.0) == [said]
+    found = await hear(models, attempt(), "one", cache=60.0)
+    assert ("".join(c.text for c in found), found[-1].call) == (said, None)
+    assert found[-1].usage == Usage()
+    assert len(models.journal) == 1
+
+
+async def test_equal_files_of_two_steps_are_one_request_to_the_cache(tmp_path: Path) -> None:
+    use_library(Library(FolderStore(tmp_path / "files")))
+    try:
+        models = router(tmp_path)
+        for data in (b"%PDF-1 the same", b"%PDF-1 the same", b"%PDF-1 another"):
+            artifact = await Artifact.save(data, name="a.pdf")
+            content: Any = [{"type": "artifact", "artifact": to_builtins(artifact)}]
+            await models.complete(Prompt(messages=[ChatMessage(role="user", content=content)], cache=60.0))
+        assert len(models.journal) == 2
+    finally:
+        use_library(None)
 
 
 async def test_the_journal_can_be_left_out(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Answers that need not be bought twice: the journal of an attempt's calls, and a cache that programs ask for.
 
 **The journal.** A worker that is killed after three of five model calls leaves its message to another, which runs the task from its
-beginning. Each whole answer was noted under the attempt, the request and how often it was asked, so that whoever runs the attempt
+beginning. Each answer was noted under the attempt, the request and how often it was asked, so that whoever runs the attempt
 again takes the three from the journal and buys the other two. Their records come with them: the killed worker could not tell of its
 bills, and a record has an id, so that they are in the ledger once. An attempt that failed is another matter: its successor may need
 another answer, and asks anew.
@@ -9,8 +9,10 @@ another answer, and asks anew.
 **The cache.** `cache="1h"` on a call gives the answer of an equal request of the same tenant, if there is one that old or younger. Equal
 means all of it: messages, model, tools, schema, sampling. What comes from the cache costs nothing and is no call.
 
-Both are kept beside the calls, never in their way: a store that cannot be reached means that the call is made. Whole answers are kept,
-not streams. What is kept is sealed like every payload, so that with a key in use it is encrypted.
+Both are kept beside the calls, never in their way: a store that cannot be reached means that the call is made. An answer that was
+streamed is kept once its end has come, before its last piece is handed on; it is given again in few pieces. One that broke off, or that
+nobody read to its end, is not kept: its reader saw a part, and the rest was never bought. What is kept is sealed like every payload, so
+that with a key in use it is encrypted.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Protocol
 
 import msgspec
@@ -25,12 +29,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ziggurat.errors import ZigguratError
+from ziggurat.inference.parts import by_content
 from ziggurat.program.context import AttemptContext, current_attempt
-from ziggurat.records import Completion, Prompt, Usage
+from ziggurat.records import Chunk, Completion, Prompt, ToolCall, Usage
 from ziggurat.telemetry import events
 
 #: Seconds for which an attempt's answers are kept: longer than a message goes from worker to worker.
 JOURNAL_KEPT = 86_400.0
+#: Characters of a piece of an answer that is streamed again: what watchers are shown at once is bounded.
+PIECE = 4_000
 
 
 class AnswerStore(ABC):
@@ -110,6 +117,25 @@ class Answers:
         """Keep an answer there, before the program goes on with it."""
         await asyncio.to_thread(self._put, place, msgspec.json.encode(answer))
 
+    async def through(self, place: Place, buy: Callable[[], AsyncGenerator[Chunk, None]]) -> AsyncGenerator[Chunk, None]:
+        """Yield the answer that is kept there, or else what `buy` streams, which is kept once it is whole."""
+        known = await self.recall(place)
+        if known is not None:
+            calls = [(number, c.id, c.name, c.arguments) for number, c in enumerate(known.tool_calls)]
+            for at in range(0, len(known.text), PIECE):
+                yield Chunk(text=known.text[at : at + PIECE])
+            if known.reasoning or calls:
+                yield Chunk(reasoning=known.reasoning, tool_calls=calls)
+            yield Chunk(finish=known.finish, usage=known.usage, call=known.call)
+            return
+        gathered = Gathered()
+        async with aclosing(buy()) as chunks:
+            async for chunk in chunks:
+                gathered.take(chunk)
+                if chunk.finish is not None:
+                    await self.keep(place, gathered.completion(chunk))
+                yield chunk
+
     def close(self) -> None:
         """Let go of the store."""
         self._store.close()
@@ -135,7 +161,52 @@ class Answers:
         self._silent = True
 
 
+class Gathered:
+    """The pieces of a streamed answer, put together."""
+
+    __slots__ = ("_calls", "_reasoning", "_text")
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        #: By index: id, name, and the pieces of the arguments.
+        self._calls: dict[int, list[str]] = {}
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk]) -> Completion:
+        """Return the answer of a whole stream."""
+        gathered = cls()
+        for chunk in chunks:
+            gathered.take(chunk)
+        return gathered.completion(chunks[-1])
+
+    def take(self, chunk: Chunk) -> None:
+        """Take in a piece."""
+        if chunk.text:
+            self._text.append(chunk.text)
+        if chunk.reasoning:
+            self._reasoning.append(chunk.reasoning)
+        for at, id_, name, arguments in chunk.tool_calls:
+            call = self._calls.setdefault(at, ["", "", ""])
+            call[0], call[1], call[2] = call[0] or id_, call[1] or name, call[2] + arguments
+
+    def completion(self, last: Chunk) -> Completion:
+        """Return the whole answer, of which this was the last piece."""
+        call = last.call
+        return Completion(
+            text="".join(self._text),
+            reasoning="".join(self._reasoning),
+            tool_calls=[ToolCall(*self._calls[at]) for at in sorted(self._calls)],
+            finish=last.finish or "stop",
+            usage=last.usage or Usage(),
+            model=call.model if call is not None else "",
+            endpoint=call.endpoint if call is not None else "",
+            upstream=call.upstream if call is not None else "",
+            call=call,
+        )
+
+
 def _digest(prompt: Prompt) -> str:
     """Return a digest of all that an answer depends on: not how long one waits for it, nor how long it is kept."""
-    same = replace(prompt, timeout=None, session="", cache=None, due=None)
+    same = replace(by_content(prompt), timeout=None, session="", cache=None, due=None)
     return hashlib.sha256(msgspec.json.encode(same, order="deterministic")).hexdigest()[:32]

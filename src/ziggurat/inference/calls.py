@@ -187,12 +187,13 @@ class Call:
     def _learn(self, standing: Standing, error: RequestRejected) -> None:
         """Take the lesson of a refusal and ask again in a weaker way, or raise it if it teaches nothing."""
         route = standing.route
-        if route.capabilities != standing.asked_with:
-            return  # Another call learned the lesson meanwhile.
-        weaker = weakened(route.capabilities, error)
-        if weaker is None:
-            raise error
-        route.capabilities = weaker
+        if route.capabilities == standing.asked_with:  # Else another call learned the lesson meanwhile.
+            weaker = weakened(route.capabilities, error)
+            if weaker is None:
+                raise error
+            route.capabilities = weaker
+        # What was learned may be that it cannot serve this prompt at all.
+        standing.out = bool(misfit(self.prompt, route.capabilities))
 
     def _broken(self, standing: Standing, wait: float) -> InferenceError:
         text = (

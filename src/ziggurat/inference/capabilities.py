@@ -24,8 +24,12 @@ TABLE: tuple[tuple[str, str, dict[str, Any]], ...] = (
         {"strict": True, "max_tokens_field": "max_completion_tokens", "session_field": "prompt_cache_key"},
     ),
     ("*.openai.azure.com", "*", {"strict": True, "max_tokens_field": "max_completion_tokens"}),
-    ("api.openai.com", "gpt-3.5*", {"structured": "json_object", "strict": False, "context": 16_385}),
-    ("api.openai.com", "gpt-4", {"structured": "tool", "strict": False, "context": 8_192}),
+    (
+        "api.openai.com",
+        "gpt-3.5*",
+        {"structured": "json_object", "strict": False, "context": 16_385, "vision": False, "files": False},
+    ),
+    ("api.openai.com", "gpt-4", {"structured": "tool", "strict": False, "context": 8_192, "vision": False, "files": False}),
     ("api.openai.com", "gpt-4-*", {"structured": "json_object", "strict": False, "context": 128_000}),
     ("api.openai.com", "gpt-4o*", {"context": 128_000}),
     # Reasoning models take no temperature, wherever they are served.
@@ -35,7 +39,7 @@ TABLE: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("*", "*gpt-5", {"sampling": False, "max_tokens_field": "max_completion_tokens"}),
     ("*", "*gpt-5-*", {"sampling": False, "max_tokens_field": "max_completion_tokens"}),
     # api-docs.deepseek.com/guides/json_mode: json_object only; json_schema is refused.
-    ("api.deepseek.com", "*", {"structured": "json_object"}),
+    ("api.deepseek.com", "*", {"structured": "json_object", "vision": False, "files": False}),
     # LiteLLM's page on GMI lists json_object alone; some of its models take more, which the settings can say.
     ("api.gmi-serving.com", "*", {"structured": "json_object"}),
     ("api.groq.com", "*", {"structured": "json_object"}),
@@ -48,6 +52,16 @@ _WEAKER = {"json_schema": "json_object", "tool": "json_object", "json_object": "
 _FORMAT = re.compile(r"response_?format|json[_ ]?schema|json[_ ]?object|structured.?output|guided", re.IGNORECASE)
 _TOOL_CHOICE = re.compile(r"tool_?choice", re.IGNORECASE)
 _SAMPLING = re.compile(r"['\"`]?(temperature|top_p)['\"`]?", re.IGNORECASE)
+_IMAGES = re.compile(
+    r"unknown variant .{0,3}image_url|not a multimodal model|(does not|doesn't|cannot|can't) (support|accept|process|take|read) "
+    r"(image|vision|multimodal)|support (image|vision) input|image(s| inputs?| content)? (is|are) not (supported|accepted|allowed)",
+    re.IGNORECASE,
+)
+_FILES = re.compile(
+    r"unknown variant .{0,3}(file|input_audio)\b|(does not|doesn't|cannot|can't) (support|accept|process|take|read) "
+    r"(file|pdf|document|audio)|(file|pdf|document|audio)(s| inputs?| content)? (is|are) not (supported|accepted|allowed)",
+    re.IGNORECASE,
+)
 _COMPLETION_TOKENS = re.compile(r"max_completion_tokens", re.IGNORECASE)
 
 
@@ -68,6 +82,9 @@ def corrected(capabilities: Capabilities, overrides: CapabilityOverrides) -> Cap
         changes["structured"] = "json_schema" if overrides.json_schema else "json_object"
     if overrides.tools is not None:
         changes["tools"] = "native" if overrides.tools else "schema"
+    for name in ("vision", "files"):
+        if (said := getattr(overrides, name)) is not None:
+            changes[name] = said
     if overrides.context is not None:
         changes["context"] = overrides.context
     return replace(capabilities, **changes) if changes else capabilities
@@ -86,6 +103,10 @@ def weakened(capabilities: Capabilities, error: InferenceError) -> Capabilities 
         if capabilities.strict and "strict" in text.lower():
             return replace(capabilities, strict=False)
         return replace(capabilities, structured=_WEAKER[capabilities.structured], strict=False)
+    if capabilities.vision and _IMAGES.search(text):
+        return replace(capabilities, vision=False)
+    if capabilities.files and _FILES.search(text):
+        return replace(capabilities, files=False)
     if capabilities.sampling and _SAMPLING.search(text):
         return replace(capabilities, sampling=False)
     return None

@@ -37,8 +37,9 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     #: The schema must name every property as required and allow no others (OpenAI's strict mode).
     strict: bool = False
     tools: ToolSupport = "native"
-    #: Images and files as content parts.
+    #: Images as content parts, and files such as PDFs. Where nothing is known the endpoint is asked, and its refusal is remembered.
     vision: bool = True
+    files: bool = True
     #: Tokens that the prompt and the answer may have together; 0 if unknown.
     context: int = 0
     #: Takes temperature and top_p; reasoning models refuse them.
@@ -156,6 +157,8 @@ class CapabilityOverrides(Struct, frozen=True, kw_only=True):
 
     json_schema: bool | None = None
     tools: bool | None = None
+    vision: bool | None = None
+    files: bool | None = None
     context: int | None = None
 
 

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from ziggurat.inference.interface import Capabilities, ModelConfig
 from ziggurat.inference.ledger import Attribution
+from ziggurat.inference.parts import kinds_in
 from ziggurat.inference.tokens import raw_tokens
 from ziggurat.records import Prompt
 
@@ -69,10 +70,11 @@ def unmet(needs: Needs, region: str, quality: int) -> str:
 
 def misfit(prompt: Prompt, capabilities: Capabilities) -> str:
     """Return why a route cannot serve the prompt, or "" if it can, as far as is known."""
-    if not capabilities.vision and any(
-        part.get("type") not in (None, "text") for m in prompt.messages if isinstance(m.content, list) for part in m.content
-    ):
-        return "it takes no images or files"
+    kinds = kinds_in(prompt)
+    for kind, taken in (("image", capabilities.vision), ("file", capabilities.files)):
+        if kind in kinds and not taken:
+            setting = "vision" if kind == "image" else "files"
+            return f"it takes no {kind}s; name a route that does, or set capabilities.{setting} = true for the model if it does"
     return ""
 
 

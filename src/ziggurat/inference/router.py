@@ -35,6 +35,7 @@ from ziggurat.inference.limits.budgets import Baseline, BudgetOptions, Budgets, 
 from ziggurat.inference.limits.keeper import Keeper
 from ziggurat.inference.limits.process import ProcessStore
 from ziggurat.inference.needs import Residency, needs_of, unmet
+from ziggurat.inference.parts import kinds_in, materialised, refers
 from ziggurat.inference.retrying import RetryOptions
 from ziggurat.inference.routes import Route, Routes, RouteView
 from ziggurat.inference.shadowing import Shadows
@@ -167,6 +168,12 @@ class Router(ModelCaller):
             raise call.out_of_time() from None
 
     def stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
+        place = self.answers.place(prompt) if self.answers is not None else None
+        if self.answers is None or place is None:
+            return self._bought_stream(prompt)
+        return self.answers.through(place, lambda: self._bought_stream(prompt))
+
+    def _bought_stream(self, prompt: Prompt) -> AsyncGenerator[Chunk, None]:
         return self._stream(prompt, None) if tracing.current is None else telling.told_stream(prompt, self.clock, self._stream)
 
     async def _stream(self, prompt: Prompt, told: telling.Told | None) -> AsyncGenerator[Chunk, None]:
@@ -283,7 +290,8 @@ class Router(ModelCaller):
         started_at, started = clock.time(), clock.monotonic()
         seen = _Seen()
         try:
-            async with aclosing(lane.endpoint.stream(replace(shaped, timeout=call.left()), route.upstream)) as chunks:
+            sent = await materialised(replace(shaped, timeout=call.left()))
+            async with aclosing(lane.endpoint.stream(sent, route.upstream)) as chunks:
                 async for chunk in chunks:
                     if seen.first is None:
                         seen.first = clock.monotonic() - started
@@ -305,7 +313,7 @@ class Router(ModelCaller):
             raise
         record = self._record(call, route, entry, usage, started_at, clock.monotonic() - started, seen.first, "ok")
         self._succeeded(route)
-        last = replace(seen.final, usage=record.usage)
+        last = replace(seen.final, usage=record.usage, call=record)
         yield last if unshaping is None else unshaping.chunk(last)
 
     def _succeeded(self, route: Route) -> None:
@@ -318,7 +326,8 @@ class Router(ModelCaller):
     def _counted(self, route: Route, shaped: Prompt, usage: Usage, size: int) -> Usage:
         """Return the usage, estimated from the answer's bytes and marked as such where the endpoint reports none."""
         if usage.calls:
-            self.tokens.learn(raw_tokens(shaped), route.upstream, usage.input_tokens)
+            if kinds_in(shaped) <= {"text"}:  # What an image took says nothing of how a model cuts text.
+                self.tokens.learn(raw_tokens(shaped), route.upstream, usage.input_tokens)
             self.tokens.answered(shaped, route.upstream, usage.output_tokens)
             return usage
         inputs, outputs = self.tokens.prompt(shaped, route.upstream), self.tokens.answer(size, route.upstream)
@@ -443,7 +452,11 @@ class _Seen:
 
 
 def _complete(endpoint: Endpoint, prompt: Prompt, upstream: str) -> Awaitable[Completion]:
-    return endpoint.complete(prompt, upstream)
+    return _complete_with_files(endpoint, prompt, upstream) if refers(prompt) else endpoint.complete(prompt, upstream)
+
+
+async def _complete_with_files(endpoint: Endpoint, prompt: Prompt, upstream: str) -> Completion:
+    return await endpoint.complete(await materialised(prompt), upstream)
 
 
 def _size(answer: Completion | Embeddings) -> int:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ziggurat.inference.parts import part_tokens
 from ziggurat.records import ChatMessage, Prompt
 
 #: Bytes of a token in English prose, by most tokenizers.
 BYTES_PER_TOKEN = 4.0
 #: Tokens that a message's frame costs, by OpenAI's cookbook.
 TOKENS_PER_MESSAGE = 4
-#: An image's usual cost, where the parts say nothing of its size.
-TOKENS_PER_IMAGE = 1000
 #: How much one observation of a long prompt moves the ratio. Short prompts move it less: what their chat template adds is no ratio.
 _LEARNING, _LONG = 0.1, 500.0
 
@@ -106,7 +105,7 @@ def _content(message: ChatMessage) -> float:
     elif content is not None:
         for part in content:
             text = part.get("text")
-            total += byte_length(text) / BYTES_PER_TOKEN if isinstance(text, str) else TOKENS_PER_IMAGE
+            total += byte_length(text) / BYTES_PER_TOKEN if isinstance(text, str) else part_tokens(part)
     for call in message.tool_calls:
         total += (len(call.name) + len(call.arguments)) / BYTES_PER_TOKEN + TOKENS_PER_MESSAGE
     return total

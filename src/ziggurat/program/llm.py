@@ -13,13 +13,16 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec.structs import replace
 
+from ziggurat.artifacts import Artifact
 from ziggurat.codec import ArgumentsCodec, Codec, type_hints
 from ziggurat.errors import InferenceError, InvalidData, OutputInvalid, OutputRefused, OutputTruncated, UnknownName
+from ziggurat.program.contents import with_parts
 from ziggurat.program.context import current_attempt, current_run
 from ziggurat.program.definitions import Task, task
 from ziggurat.program.options import Retry
@@ -28,8 +31,9 @@ from ziggurat.units import Duration, seconds
 
 T = TypeVar("T")
 
-#: A conversation: one user message as text, or messages as records or OpenAI-style dicts.
-Messages = str | Sequence[ChatMessage | dict[str, Any]]
+#: A conversation: one user message as text, or as a list of its parts, which are text, artifacts, files by their path, or bytes; or messages
+#: as records or OpenAI-style dicts, whose content may be such a list.
+Messages = str | Artifact | Path | bytes | Sequence[ChatMessage | dict[str, Any] | str | Artifact | Path | bytes]
 #: A tool that a model may ask for: a task, or any function with annotations and a docstring.
 ToolLike = Task[Any, Any] | Callable[..., Any]
 
@@ -102,7 +106,7 @@ async def text(prompt: Messages, *, model: str = "default", **options: Any) -> s
     """Return a model's answer as text.
 
     Args:
-        prompt: one user message, or a conversation.
+        prompt: one user message, as text or a list of parts (text, artifacts, paths of files, bytes), or a conversation.
         model: an alias of [inference.models].
         options: system, temperature, top_p, max_tokens, stop, seed, timeout, deadline, session, region, quality, cache, extra. `session`
             names the conversation, whose calls are kept on one replica of a dedicated endpoint (the run, by default); `region="eu"` asks
@@ -112,7 +116,7 @@ async def text(prompt: Messages, *, model: str = "default", **options: Any) -> s
 
     Raises InferenceError: OutputRefused if the model declines, and whatever the router could not recover from.
     """
-    completion = await complete(_prompt(prompt, model, options))
+    completion = await complete(_prompt(await with_parts(prompt), model, options))
     _check_refusal(completion)
     return completion.text
 
@@ -133,7 +137,9 @@ async def chat(
 
     Raises InferenceError.
     """
-    prompt = replace(_prompt(messages, model, options), tools=[tool_of(t) for t in tools], tool_choice=tool_choice)
+    prompt = replace(
+        _prompt(await with_parts(messages), model, options), tools=[tool_of(t) for t in tools], tool_choice=tool_choice
+    )
     completion = await complete(prompt)
     return Reply(text=completion.text, tool_calls=completion.tool_calls, completion=completion)
 
@@ -154,7 +160,7 @@ async def parse(schema: type[T], prompt: Messages, *, model: str = "default", **
     codec: Codec[T] = Codec(schema, "The model's answer")
     json_schema, wrapped = _object_schema(codec.json_schema())
     name = getattr(schema, "__name__", "answer")
-    asked = replace(_prompt(prompt, model, options), schema=json_schema, schema_name=name)
+    asked = replace(_prompt(await with_parts(prompt), model, options), schema=json_schema, schema_name=name)
     for last in (False, True):
         completion = await complete(asked)
         _check_refusal(completion)
@@ -186,7 +192,7 @@ async def stream(prompt: Messages, *, model: str = "default", **options: Any) ->
     """
     if options.get("deadline") is not None:
         raise InvalidData("A stream takes no deadline, since somebody reads it now; use llm.text(..., deadline=...).")
-    asked = _prompt(prompt, model, options)
+    asked = _prompt(await with_parts(prompt), model, options)
     if current_run() is not None:
         completion = await call_model(replace(asked, extra={**asked.extra, "ziggurat_stream": True}))
         yield completion.text
@@ -251,7 +257,8 @@ def _prompt(messages: Messages, model: str, options: dict[str, Any]) -> Prompt:
         conversation = [ChatMessage(role="user", content=messages)]
     else:
         try:
-            conversation = [m if isinstance(m, ChatMessage) else msgspec.convert(m, ChatMessage) for m in messages]
+            said = cast(Sequence[Any], messages)
+            conversation = [m if isinstance(m, ChatMessage) else msgspec.convert(m, ChatMessage) for m in said]
         except msgspec.ValidationError as error:
             raise InvalidData(f"A message of the conversation is malformed: {error}.") from error
     options = dict(options)
@@ -297,7 +304,10 @@ async def _collect(prompt: Prompt, show: Callable[[str, bytes], None] | None) ->
                 pieces.append(chunk.text)
                 if show is not None:
                     show("token", msgspec.json.encode(chunk.text))
-            final = replace(final, finish=chunk.finish or final.finish, usage=chunk.usage or final.usage)
+            if chunk.finish is not None or chunk.usage is not None:
+                final = replace(final, finish=chunk.finish or final.finish, usage=chunk.usage or final.usage)
+            if (call := chunk.call) is not None:
+                final = replace(final, endpoint=call.endpoint, upstream=call.upstream, call=call)
     return replace(final, text="".join(pieces))
 
 

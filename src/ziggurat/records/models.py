@@ -126,3 +126,5 @@ class Chunk(Struct, frozen=True, omit_defaults=True, kw_only=True):
     tool_calls: list[tuple[int, str, str, str]] = []
     finish: FinishReason | None = None
     usage: Usage | None = None
+    #: The ledger entry of the call, with the last piece that the router yields.
+    call: CallRecord | None = None

@@ -49,6 +49,8 @@ class CapabilitySettings(Section):
 
     json_schema: bool | None = Field(None, description="It can be held to a JSON schema.")
     tools: bool | None = Field(None, description="It can ask for tools.")
+    vision: bool | None = Field(None, description="It takes images as parts of messages.")
+    files: bool | None = Field(None, description="It takes files, such as PDFs, as parts of messages.")
     context: Positive | None = Field(None, description="Tokens that input and output may have together.")
 
 

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from ziggurat.doors.gateway.refusals import Refusal
+from ziggurat.program.contents import ARTIFACT
 from ziggurat.records import ChatMessage, Prompt, Tool, ToolCall
 
 T = TypeVar("T")
@@ -191,6 +192,10 @@ def message_of(m: Message, number: int) -> ChatMessage:
         raise Refusal(400, "A tool's message needs the tool_call_id that it answers.", param=f"messages[{number}].tool_call_id")
     content = m.content
     if isinstance(content, list):
+        if any(part.get("type") == ARTIFACT for part in content):
+            # Artifacts belong to whoever runs the gateway; a client that could name one could read it.
+            text = "Artifacts cannot be named here; send the content itself, as an image_url or file part with a data URL."
+            raise Refusal(400, text, param=f"messages[{number}].content", code="unsupported")
         if len(content) == 1 and content[0].get("type") == "text" and isinstance(content[0].get("text"), str):
             content = content[0]["text"]  # Many endpoints take text only.
         elif role == "assistant":

@@ -91,7 +91,7 @@ class LocalEndpoint(Endpoint):
 
     def capabilities(self, upstream: str) -> Capabilities:
         # Tools by schema: llama.cpp offers tools through the chat template, and small models' templates drop them in silence.
-        return Capabilities(structured="json_schema", tools="schema", vision=False, context=self.options.context)
+        return Capabilities(structured="json_schema", tools="schema", vision=False, files=False, context=self.options.context)
 
     def free(self, upstream: str) -> bool:
         return True

@@ -92,6 +92,9 @@ class ScriptOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     structured: Structured = "json_schema"
     tools: ToolSupport = "native"
     context: int = 0
+    #: Whether it takes images and files, as far as it says; it understands neither.
+    vision: bool = True
+    files: bool = True
     models: list[str] = msgspec.field(default_factory=lambda: ["scripted"])
     #: Report no usage, as some endpoints do.
     no_usage: bool = False
@@ -262,7 +265,13 @@ class ScriptedEndpoint(Endpoint):
 
     def capabilities(self, upstream: str) -> Capabilities:
         options = self.script.options
-        return Capabilities(structured=options.structured, tools=options.tools, context=options.context)
+        return Capabilities(
+            structured=options.structured,
+            tools=options.tools,
+            context=options.context,
+            vision=options.vision,
+            files=options.files,
+        )
 
     def free(self, upstream: str) -> bool:
         return True
