@@ -11,6 +11,7 @@ The dialect's parts are those of OpenAI's chat completions (platform.openai.com/
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import mimetypes
 from pathlib import Path
@@ -104,10 +105,7 @@ async def _given(content: bytes | Path) -> dict[str, Any]:
         )
     attempt = current_attempt()
     name = content.name if isinstance(content, Path) else ""
-    try:
-        data = content if isinstance(content, bytes) else content.read_bytes()
-    except OSError as error:
-        raise InvalidData(f"The file {content!s} cannot be given to a model: {error.strerror or error}.") from error
+    data = content if isinstance(content, bytes) else await asyncio.to_thread(_content_of, content)
     media_type = media_type_of(data, name)
     if media_type == _UNKNOWN:
         raise InvalidData(
@@ -118,6 +116,14 @@ async def _given(content: bytes | Path) -> dict[str, Any]:
     if attempt is not None and attempt.info.run:
         return _described(await Artifact.save(data, name=name, media_type=media_type))
     return written_out(data, media_type, name)
+
+
+def _content_of(path: Path) -> bytes:
+    try:
+        _check_size(path.stat().st_size, path.name)
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidData(f"The file {path} cannot be given to a model: {error.strerror or error}.") from error
 
 
 def _check_size(size: int, name: str) -> None:

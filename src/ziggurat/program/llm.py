@@ -31,8 +31,8 @@ from ziggurat.units import Duration, seconds
 
 T = TypeVar("T")
 
-#: A conversation: one user message as text, or as a list of its parts, which are text, artifacts, files by their path, or bytes; or messages
-#: as records or OpenAI-style dicts, whose content may be such a list.
+#: A conversation: one user message as text, or as a list of its parts, which are text, artifacts, files by their path, or bytes; or
+#: messages as records or OpenAI-style dicts, whose content may be such a list.
 Messages = str | Artifact | Path | bytes | Sequence[ChatMessage | dict[str, Any] | str | Artifact | Path | bytes]
 #: A tool that a model may ask for: a task, or any function with annotations and a docstring.
 ToolLike = Task[Any, Any] | Callable[..., Any]
