@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import NoReturn, cast
 
+from msgspec.structs import replace
+
 from ziggurat.assembly.backends import load_backend
 from ziggurat.assembly.limiting import build_keeper, limits_of
 from ziggurat.assembly.secrets import plain
@@ -21,6 +23,7 @@ from ziggurat.inference.interface import (
 from ziggurat.inference.limits.budgets import Baseline, BudgetOptions
 from ziggurat.inference.needs import Residency
 from ziggurat.inference.prices import GPU_HOUR
+from ziggurat.inference.replicas import Replicated
 from ziggurat.inference.router import Recorder, Router
 from ziggurat.records import Chunk, Completion, Prompt
 from ziggurat.settings import EndpointSettings, ModelSettings, PriceSettings, Settings
@@ -30,6 +33,8 @@ ENDPOINTS: Mapping[str, str] = {
     "local": "ziggurat.inference.backends.local:create",
     "scripted": "ziggurat.inference.backends.scripted:create",
 }
+#: One replica of an endpoint that has several URLs.
+DEDICATED = "ziggurat.inference.backends.dedicated:create"
 
 
 def build_models(
@@ -68,7 +73,7 @@ def build_endpoint(name: str, wanted: EndpointSettings) -> Endpoint:
     config = EndpointConfig(
         name=name,
         kind=wanted.kind,
-        base_url=wanted.base_url,
+        base_url=wanted.base_url or next(iter(wanted.urls), ""),
         limits=limits_of(wanted.limits),
         model_limits={model: limits_of(limits) for model, limits in wanted.model_limits.items()},
         timeouts=Timeouts(**wanted.timeouts.model_dump()),
@@ -76,6 +81,7 @@ def build_endpoint(name: str, wanted: EndpointSettings) -> Endpoint:
         price_per_hour=_price_per_hour(name, wanted),
         replicas=wanted.replicas or len(wanted.urls) or 1,
         urls=tuple(wanted.urls),
+        balance=wanted.balance,
         health=wanted.health,
         probe=wanted.probe,
         region=wanted.region,
@@ -83,15 +89,17 @@ def build_endpoint(name: str, wanted: EndpointSettings) -> Endpoint:
         options=wanted.options,
     )
     try:
+        config = _with_secrets(config, wanted)
+        if wanted.urls:
+            made = load_backend("inference", "dedicated", {"dedicated": DEDICATED})
+            return Replicated(config, [cast(Endpoint, made(replace(config, base_url=url))) for url in wanted.urls])
         made = load_backend("inference", wanted.kind, ENDPOINTS)
-        return cast(Endpoint, made(_with_secrets(config, wanted)))
+        return cast(Endpoint, made(config))
     except ConfigurationError as error:
         return UnusableEndpoint(config, error)
 
 
 def _with_secrets(config: EndpointConfig, wanted: EndpointSettings) -> EndpointConfig:
-    from msgspec.structs import replace
-
     headers = {header: plain(value) for header, value in wanted.headers.items()}
     return replace(config, api_key=plain(wanted.api_key), headers=headers)
 

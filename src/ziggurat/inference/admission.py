@@ -6,6 +6,7 @@ import asyncio
 
 from ziggurat.clock import Clock
 from ziggurat.errors import Overloaded
+from ziggurat.inference.interface import Endpoint
 from ziggurat.inference.ledger import current_attribution
 from ziggurat.inference.limits.budgets import Budgets, Cost
 from ziggurat.inference.limits.caller import current_caller
@@ -21,10 +22,12 @@ from ziggurat.units import human_seconds
 class Entry:
     """An attempt that was let in: its ticket, its reservation, what it was estimated to cost, and where the hour's meter stood."""
 
-    __slots__ = ("cost", "hold", "meter", "ticket")
+    __slots__ = ("cost", "hold", "meter", "place", "ticket")
 
     def __init__(self, ticket: Ticket, hold: str, cost: Cost | None, meter: float) -> None:
         self.ticket, self.hold, self.cost, self.meter = ticket, hold, cost, meter
+        #: Where the attempt is made, once it is known.
+        self.place: Endpoint | None = None
 
 
 class Admission:

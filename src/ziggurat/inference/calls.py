@@ -17,7 +17,7 @@ from ziggurat.errors import (
     RequestRejected,
 )
 from ziggurat.inference.capabilities import weakened
-from ziggurat.inference.interface import ModelConfig
+from ziggurat.inference.interface import Endpoint, ModelConfig
 from ziggurat.inference.needs import NOTHING, Needs, misfit, overlong, unmet
 from ziggurat.inference.policies import USUAL_PACE, best_first, by_slack, cheapest_first, preferred_first
 from ziggurat.inference.retrying import RetryOptions, backoff
@@ -57,6 +57,8 @@ class Call:
         self.told = told
         self._options, self._clock, self._rng, self._pause = options, clock, rng, pause
         self.standings = [Standing(route) for route in routes]
+        #: The replicas that were asked.
+        self._places: set[str] = set()
         self._total = prompt.timeout if prompt.timeout is not None else options.total
         attempt = current_attempt()
         if attempt is not None and attempt.info.deadline is not None:
@@ -110,6 +112,13 @@ class Call:
         """Return the seconds that the call may still take, at least 0."""
         return max(0.0, self._deadline - self._clock.monotonic())
 
+    def place(self, route: Route) -> Endpoint:
+        """Return where the next attempt at a route is made: at its endpoint, or at a replica that the call was not at yet."""
+        place = route.lane.endpoint.place(self.prompt, route.upstream, self._places)
+        if place.replica:
+            self._places.add(place.replica)
+        return place
+
     async def next(self) -> Standing:
         """Wait until a route is ready, and return it. Raises the call's last error when none is left, or none in time."""
         while True:
@@ -155,15 +164,21 @@ class Call:
             raise error
         else:
             standing.attempts += 1
+            spare = route.lane.endpoint.choices(self._places)
             # An answer that did not come in time costs minutes; another route is asked before this one is asked again.
             slow = (
-                isinstance(error, EndpointUnreachable)
+                not spare
+                and isinstance(error, EndpointUnreachable)
                 and error.sent
                 and any(not s.out for s in self.standings if s is not standing)
             )
             spent = standing.attempts >= self._options.attempts
-            if slow or spent or not route.lane.budget.retry(now):
+            # Calls that were at a replica when it was lost go to another at once, once each: that is no storm upon what is failing.
+            moved = spare and standing.attempts == 1
+            if slow or spent or not (moved or route.lane.budget.retry(now)):
                 standing.out = True
+            elif spare:
+                standing.not_before = now
             else:
                 standing.not_before = now + max(backoff(standing.attempts, self._options, self._rng), error.retry_after or 0.0)
 

@@ -125,6 +125,8 @@ class EndpointConfig(Struct, frozen=True, kw_only=True):
     replicas: int = 1
     #: Of the replicas, one URL each; empty where `base_url` is the only place.
     urls: tuple[str, ...] = ()
+    #: "session" keeps what shares a prefix on one replica, "load" takes the less busy of two.
+    balance: Literal["session", "load"] = "session"
     #: The path of a replica's health, from its root, and the seconds between two looks at it.
     health: str = "/health"
     probe: float = 5.0
@@ -203,8 +205,21 @@ class ReplicaView(Struct, frozen=True, kw_only=True):
     trouble: str = ""
 
 
+class Look(Struct, frozen=True, kw_only=True):
+    """What a server that is well tells of itself."""
+
+    #: Calls that it runs and that wait in it, from all callers; None if it does not tell.
+    running: int | None = None
+    waiting: int | None = None
+    #: Tokens that a prompt and its answer may have together, by upstream model, as far as it tells.
+    contexts: dict[str, int] = {}
+
+
 class Endpoint(ABC):
     """One place that serves models. Safe to use from several event loops, each in its own thread."""
+
+    #: Names the replica that this is; empty for an endpoint that is no replica.
+    replica = ""
 
     def __init__(self, config: EndpointConfig) -> None:
         self.config = config
@@ -264,6 +279,19 @@ class Endpoint(ABC):
         `avoid` are the names of replicas that the call was at before; they are chosen only if no other is well.
         """
         return self
+
+    def spare(self) -> bool:
+        """Say whether a call that failed here may be answered by another replica."""
+        return False
+
+    def choices(self, avoid: Collection[str]) -> bool:
+        """Say whether a replica is well that is not one of these."""
+        return False
+
+    async def look(self) -> Look:
+        """Return what the server tells of itself, without buying anything. Raises InferenceError if it is not well."""
+        await self.check()
+        return Look()
 
     def replicas(self) -> list[ReplicaView]:
         """Describe the replicas among which calls are balanced; none if there is one place only."""

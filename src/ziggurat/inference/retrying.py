@@ -128,11 +128,11 @@ class Breaker:
         self._failures = 0
         self._pause = self._open_until = self._probing_until = 0.0
 
-    def failure(self, now: float) -> None:
-        """Take in that the endpoint did not answer, answered 5xx, or sent nonsense."""
+    def failure(self, now: float, *, sure: bool = False) -> None:
+        """Take in that the endpoint did not answer, answered 5xx, or sent nonsense. If that is `sure` to happen again, it opens at once."""
         self._failures += 1
         self._probing_until = 0.0
-        if self._pause or self._failures >= self._threshold:
+        if self._pause or sure or self._failures >= self._threshold:
             if now < self._open_until:
                 return  # A call that was under way when the breaker opened says nothing new.
             self._pause = min(self._pause_max, self._pause * 2 or self._pause_first)

@@ -267,12 +267,13 @@ class Router(ModelCaller):
         self, call: Call, route: Route, shaped: Prompt, ask: Callable[[Endpoint, Prompt, str], Awaitable[Answer]]
     ) -> tuple[Answer, CallRecord]:
         """Make one attempt at a whole answer, and record it."""
-        lane, clock = route.lane, self.clock
+        clock = self.clock
         entry = await self.admission.enter(route, shaped, past_soft=call.downgraded)
+        entry.place = call.place(route)
         route.breaker.begin(clock.monotonic())
         started_at, started = clock.time(), clock.monotonic()
         try:
-            answer = await ask(lane.endpoint, replace(shaped, timeout=call.left()), route.upstream)
+            answer = await ask(entry.place, replace(shaped, timeout=call.left()), route.upstream)
             usage = self._counted(route, shaped, answer.usage, _size(answer))
         except BaseException as error:
             self._failed(call, route, entry, shaped, error, started_at, started)
@@ -282,16 +283,17 @@ class Router(ModelCaller):
         return answer, record
 
     async def _attempt_stream(self, call: Call, route: Route) -> AsyncGenerator[Chunk, None]:
-        lane, clock = route.lane, self.clock
+        clock = self.clock
         shaped, unshaping = shape(call.prompt, route.capabilities)
         async with asyncio.timeout(call.left()):
             entry = await self.admission.enter(route, shaped, past_soft=call.downgraded)
+        entry.place = call.place(route)
         route.breaker.begin(clock.monotonic())
         started_at, started = clock.time(), clock.monotonic()
         seen = _Seen()
         try:
             sent = await materialised(replace(shaped, timeout=call.left()))
-            async with aclosing(lane.endpoint.stream(sent, route.upstream)) as chunks:
+            async with aclosing(entry.place.stream(sent, route.upstream)) as chunks:
                 async for chunk in chunks:
                     if seen.first is None:
                         seen.first = clock.monotonic() - started
@@ -349,6 +351,9 @@ class Router(ModelCaller):
 
     def _verdict(self, route: Route, error: BaseException) -> None:
         if isinstance(error, (EndpointUnreachable, EndpointFailed)) and error.retryable:
+            if route.lane.endpoint.spare():
+                route.breaker.abandon()  # One replica's failure, which it counts itself, is not the endpoint's.
+                return
             route.breaker.failure(self.clock.monotonic())
         elif isinstance(error, InferenceError):
             route.breaker.success()  # It answered: with a refusal or a limit, but it is alive.
@@ -392,6 +397,7 @@ class Router(ModelCaller):
             status=status,
             switch=call.config.version if call.config is not None else 0,
             held_usd=held,
+            replica=entry.place.replica if entry.place is not None else "",
         )
         if status == "ok":
             route.pace.answered(latency, usage.output_tokens)

@@ -115,6 +115,8 @@ class CallRecord(Struct, frozen=True, omit_defaults=True, kw_only=True):
     status: str = "ok"
     #: What an unanswered call may have cost, by its estimate. It is held against budgets and shown apart from the costs.
     held_usd: float = 0.0
+    #: The replica that served it; empty for an endpoint of one place.
+    replica: str = ""
 
 
 def encode(record: Struct) -> bytes:

@@ -91,6 +91,10 @@ class EndpointSettings(Section):
     urls: list[Annotated[str, AfterValidator(endpoint_url)]] = Field(
         [], description="The URLs of its replicas, in the place of `base_url`; calls are balanced among them."
     )
+    balance: Literal["session", "load"] = Field(
+        "session",
+        description="Whether calls of one session are kept on one replica, whose cache knows their prefix, or all go by load.",
+    )
     health: str = Field("/health", description="The path of a replica's health, from its root; empty asks for none.")
     probe: Seconds = Field(5.0, description="How often a replica in use is asked for its health.")
     region: str = Field("", description="Where it is, for calls that must stay in a region.")

@@ -218,13 +218,25 @@ def _check_together(settings: Settings, name: str) -> None:
                     f"add [inference.endpoints.{endpoint}] with its base_url.{hint}"
                 )
     for endpoint, where in endpoints.items():
-        if where.kind == "openai" and not where.base_url:
-            raise SettingsError(
-                f"{name}: inference.endpoints.{endpoint} has no base_url; write the URL before /chat/completions."
-            )
+        _check_place(f"{name}: inference.endpoints.{endpoint}", where)
     queue = settings.queue
     if queue.backend in ("redis", "rabbitmq", "sqs", "cloud-tasks") and queue.url is None:
         raise SettingsError(f'{name}: queue.backend is "{queue.backend}", which needs queue.url; write the server\'s address.')
+
+
+def _check_place(key: str, where: EndpointSettings) -> None:
+    if where.kind == "openai" and not (where.base_url or where.urls):
+        raise SettingsError(f"{key} has no base_url; write the URL before /chat/completions.")
+    if not where.urls:
+        return
+    if where.base_url:
+        raise SettingsError(f"{key} has a base_url and urls; write the one URL into base_url, or all of them into urls.")
+    if where.kind != "openai":
+        raise SettingsError(f'{key} has urls, and its kind is {where.kind!r}; only the kind "openai" has replicas.')
+    if len(set(where.urls)) < len(where.urls):
+        raise SettingsError(f"{key}.urls names a URL twice; name each replica once.")
+    if where.replicas is not None and where.replicas != len(where.urls):
+        raise SettingsError(f"{key}.replicas is {where.replicas}, and urls names {len(where.urls)}; leave replicas out.")
 
 
 # -- errors in one sentence -----------------------------------------------------------------------------------------

@@ -249,6 +249,12 @@ WORKER_BABBLES = LogEvent("pool.worker_babbles", "warning", "The worker {worker}
 
 # -- inference -------------------------------------------------------------------------------------------------------
 
+REPLICA_ILL = LogEvent(
+    "inference.replica_ill",
+    "warning",
+    "The replica {replica} of the endpoint {endpoint} is ill, and its sessions move to others until it is well: {error}",
+)
+REPLICA_WELL = LogEvent("inference.replica_well", "info", "The replica {replica} of the endpoint {endpoint} is well again.")
 LEDGER_WAITS = LogEvent(
     "inference.ledger_waits",
     "warning",

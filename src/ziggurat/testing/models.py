@@ -91,6 +91,9 @@ class FaultyUpstream:
         #: Chat requests in all and under way, those whose client went away, and the connections that were made.
         self.requests = self.open_requests = self.abandoned = 0
         self.connections: set[int] = set()
+        #: As a server of one's own: the status of GET /health (404 for none), the text of GET /metrics, and max_model_len by model.
+        self.health, self.metrics = 404, ""
+        self.contexts: dict[str, int] = {}
         self._runner: web.AppRunner | None = None
 
     @property
@@ -104,6 +107,8 @@ class FaultyUpstream:
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/embeddings", self._embeddings)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
         # Cancelling the handler when its client goes away is how the tests see that a cancelled call is closed upstream.
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -135,8 +140,15 @@ class FaultyUpstream:
 
     async def _models(self, request: web.Request) -> web.Response:
         refusal = self._refusal(request)
-        listed = [{"id": name, "object": "model"} for name in self.script.options.models]
+        listed: list[dict[str, Any]] = [{"id": name, "object": "model"} for name in self.script.options.models]
+        listed += [{"id": name, "object": "model", "max_model_len": context} for name, context in self.contexts.items()]
         return refusal or _json({"object": "list", "data": listed})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response(status=self.health)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.metrics, status=200 if self.metrics else 404)
 
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read())
