@@ -11,7 +11,7 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from ziggurat.orchestrator.embedded import store
-from ziggurat.records import Run, RunFilter
+from ziggurat.records import Awaited, Run, RunFilter
 
 RUNS = [
     Run(
@@ -34,6 +34,19 @@ def fill(path: Path) -> None:
     for key, run in enumerate(RUNS, 1):
         for _ in range(2):  # A row that is written again keeps its tags, once.
             connection.execute(store.INSERT_RUN + store.RUN_VALUES + store.ON_RUN_CONFLICT, store.run_row(key, run))
+    connection.close()
+
+
+def fill_as_before(path: Path, version: int) -> None:
+    """Write the runs as a version wrote them whose rows did not say who waits for a signal."""
+    connection = store.connect(path, write=True)
+    for key, run in enumerate(RUNS, 1):
+        reason = "waits for the signal word" if key == 4 else "waits for a timer"
+        row = store.run_row(key, replace(run, reason=reason if run.status == "waiting" else ""))[:13]
+        connection.execute(
+            f"INSERT INTO runs ({store._RUN_COLUMNS.removesuffix(', awaits')}) VALUES ({', '.join('?' * 13)})", row
+        )
+    assert connection.execute("PRAGMA user_version").fetchone() == (version,)
     connection.close()
 
 
@@ -92,11 +105,36 @@ def test_an_old_file_gets_the_indexes_and_the_tags_of_its_runs(tmp_path: Path, m
     path = tmp_path / "state.db"
     with monkeypatch.context() as before:
         before.setattr(store, "SCHEMA_VERSION", 3)
-        fill(path)
+        fill_as_before(path, 3)
     store.connect(path, write=True).close()
     reader = store.Reader(path)
     where = RunFilter(tags={"team": "b"})
     assert [run.id for run in reader.runs(where)] == [run.id for run in reversed(RUNS) if fits(run, where)]
+    assert [run.id for run in reader.runs(RunFilter(awaiting=True))] == [RUNS[3].id]
+    reader.close()
+
+
+def test_runs_that_wait_for_a_signal_are_found_in_an_index_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    connection = store.connect(path, write=True)
+    waits = [Awaited(2, "word", 150.0)]
+    for key, run in enumerate(RUNS, 1):
+        # One that goes on, or has ended, waits for nothing, whatever it waited for.
+        for row in (
+            replace(run, status="waiting", awaits=waits),
+            run if key % 2 else replace(run, status="waiting", awaits=waits),
+        ):
+            connection.execute(store.INSERT_RUN + store.RUN_VALUES + store.ON_RUN_CONFLICT, store.run_row(key, row))
+    connection.close()
+    reader = store.Reader(path)
+    expected = [run.id for key, run in reversed([*enumerate(RUNS, 1)]) if key % 2 == 0]
+    found = reader.runs(RunFilter(awaiting=True))
+    assert [run.id for run in found] == expected
+    assert all(run.awaits == waits for run in found)
+    assert [run.id for run in reader.runs(RunFilter(awaiting=True, limit=2, after=expected[1]))] == expected[2:4]
+    acme = reader.runs(RunFilter(awaiting=True, namespace="acme", workflow="extract"))
+    assert [run.id for run in acme] == [r.id for r in found if (r.namespace, r.workflow) == ("acme", "extract")]
+    assert reader.count(RunFilter(awaiting=True)) == {"waiting": len(expected)}
     reader.close()
 
 
@@ -121,12 +159,14 @@ def test_tags_go_with_their_run(tmp_path: Path) -> None:
         RunFilter(tags={"team": "a"}),
         RunFilter(search="x"),
         RunFilter(ended_since=1.0),
+        RunFilter(awaiting=True),
         RunFilter(),
     ],
 )
 def test_no_list_reads_the_whole_table(reader: store.Reader, where: RunFilter) -> None:
     conditions, values = store._where(where)
-    table = "runs INDEXED BY runs_by_end" if where.ended_since is not None else "runs"
+    index = "runs_by_end" if where.ended_since is not None else "runs_awaiting" if where.awaiting else ""
+    table = f"runs INDEXED BY {index}" if index else "runs"
     sql = f"EXPLAIN QUERY PLAN SELECT head FROM {table}{conditions} ORDER BY created_at DESC, key DESC LIMIT 100"
     plan = [row[3] for row in reader._rows(sql, values)]
     assert all("USING" in line for line in plan if line.startswith(("SCAN runs", "SEARCH runs"))), plan

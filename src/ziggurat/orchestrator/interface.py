@@ -35,6 +35,8 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     limits: bool = True
     #: `list` shows a change at once; otherwise some moments later.
     immediate_list: bool = True
+    #: `list` finds runs that wait for a signal in an index. Otherwise it looks at the newest of those that wait one by one.
+    awaits: bool = True
     #: `discard` forgets a dead letter without its run.
     discard: bool = True
 

@@ -33,6 +33,7 @@ from ziggurat.records.models import (
 from ziggurat.records.runs import (
     ENDED,
     STOPPED,
+    Awaited,
     Event,
     EventKind,
     Run,
@@ -67,6 +68,7 @@ __all__ = [
     "STOPPED",
     "WIRE_VERSION",
     "Allowance",
+    "Awaited",
     "CallRecord",
     "ChatMessage",
     "Chunk",

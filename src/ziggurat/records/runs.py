@@ -33,6 +33,14 @@ class StartRequest(Struct, frozen=True, omit_defaults=True, kw_only=True):
     trace: str = ""
 
 
+class Awaited(Struct, frozen=True, omit_defaults=True):
+    """A signal that a run waits for, and the step that does."""
+
+    step: int
+    signal: str
+    since: float = 0.0
+
+
 class Run(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One execution of a workflow, as the orchestrator knows it."""
 
@@ -57,6 +65,8 @@ class Run(Struct, frozen=True, omit_defaults=True, kw_only=True):
     ended_at: float | None = None
     #: The moment of the next timer, while the run waits.
     wake_at: float | None = None
+    #: The signals that it waits for, while it waits. Without the capability `awaits`, only runs found with `awaiting` have them.
+    awaits: list[Awaited] = []
     #: Counts up with every continue_as_new.
     generation: int = 0
     #: Counts up with every continue_as_new and every retry; part of the ids of messages.
@@ -89,6 +99,8 @@ class RunFilter(Struct, frozen=True, omit_defaults=True, kw_only=True):
     ended_since: float | None = None
     tags: dict[str, str] = {}
     parent: str | None = None
+    #: Only runs that wait for a signal, as `Run.awaits` has it.
+    awaiting: bool = False
     #: Text that the id must contain.
     search: str = ""
     #: The ids themselves.

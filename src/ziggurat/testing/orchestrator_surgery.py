@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec import Raw
+from msgspec.structs import replace
 
 from ziggurat.errors import Conflict, UnknownName
 from ziggurat.program.definitions import workflow
@@ -296,6 +297,33 @@ class SurgeryPromises(OrchestratorHarness):
             }
             light = (await orchestrator.list(RunFilter(search=ids[0])))[0]
             assert (light.result, bytes(light.payload)) == (None, b"{}")
+
+    async def test_runs_that_wait_for_a_signal_are_found_with_what_they_wait_for(self) -> None:
+        async with self.running() as orchestrator:
+            waiting = await self.start(p.signals, ["a"], id=f"{self.name}-signal")
+            other = await self.start(p.waits, self.name, "timer", id=f"{self.name}-timer")
+            for run in (waiting, other):
+                await self.rests(run)
+            where = RunFilter(search=self.name, awaiting=True)
+
+            async def shows() -> bool:
+                return [run.id for run in await orchestrator.list(where)] == [waiting]
+
+            await self.until(shows)
+            (found,) = await orchestrator.list(where)
+            assert [(one.step, one.signal) for one in found.awaits] == [(1, "a")]
+            assert found.awaits[0].since > 0
+            assert await orchestrator.list(replace(where, workflow=p.waits.name)) == []
+            assert await orchestrator.list(replace(where, status=("completed",))) == []
+            await self.send(waiting, "a", 1)
+            await self.result(waiting)
+
+            async def shows_none() -> bool:
+                return await orchestrator.list(where) == []
+
+            await self.until(shows_none)
+            await orchestrator.cancel(other)
+            await self.ended(other)
 
     async def test_a_status_is_found_behind_newer_runs_of_another(self) -> None:
         async with self.running() as orchestrator:

@@ -10,7 +10,7 @@ from ziggurat import records
 from ziggurat.doors.api import shapes
 from ziggurat.doors.api import system_shapes as views
 from ziggurat.doors.api.gate import Guarded, guarded
-from ziggurat.doors.api.hub import caller_of, hub_of, namespace_filter
+from ziggurat.doors.api.hub import Hub, caller_of, hub_of, namespace_filter
 from ziggurat.errors import ConfigurationError, InvalidData, UnknownName
 from ziggurat.program.primitives import awaited_type
 
@@ -25,36 +25,43 @@ async def list_approvals(
     request: Request,
     workflow: str = "",
     namespace: str = "",
-    limit: Annotated[int, Query(ge=1, le=200, description="Waiting runs to look through.")] = 50,
+    limit: Annotated[int, Query(ge=1, le=200, description="Waiting runs of a page.")] = 50,
     after: Annotated[str, Query(max_length=1000, description="The `next` of the page before.")] = "",
 ) -> views.ApprovalList:
     """List runs that wait for a signal, each with the schema of its value, newest first. Answer with POST /runs/{id}/signal."""
     hub = hub_of(request)
     where = records.RunFilter(
-        status=("waiting",), workflow=workflow, namespace=namespace_filter(request, namespace), limit=limit, after=after
+        workflow=workflow, namespace=namespace_filter(request, namespace), awaiting=True, limit=limit, after=after
     )
     waiting = await hub.orchestrator.list(where)
-    found: list[views.Approval] = []
-    for run in waiting:
-        if run.reason and "signal" not in run.reason:  # The engine says so what a waiting run waits for.
-            continue
-        for step in await hub.orchestrator.steps(run.id):
-            if step.kind == "signal" and step.status == "waiting":
-                whole = await hub.orchestrator.get(run.id)
-                found.append(_approval(whole, step))
+    found = [one for run in waiting for one in await _approvals(hub, run)]
     return views.ApprovalList(approvals=found, next=waiting[-1].id if len(waiting) == limit else None)
 
 
-def _approval(run: records.Run, step: records.StepView) -> views.Approval:
-    codec = awaited_type(run.workflow, step.name)
+async def _approvals(hub: Hub, run: records.Run) -> list[views.Approval]:
+    """Return what a run waits for. A list shows no input, and a state file of before has no notes of signals: both are looked up."""
+    try:
+        whole = await hub.orchestrator.get(run.id)
+        awaited = run.awaits or [
+            records.Awaited(step.step, step.name, step.requested_at)
+            for step in await hub.orchestrator.steps(run.id)
+            if step.kind == "signal" and step.status == "waiting"
+        ]
+    except UnknownName:
+        return []  # It is gone meanwhile.
+    return [_approval(whole, one) for one in awaited] if whole.ended_at is None else []
+
+
+def _approval(run: records.Run, awaited: records.Awaited) -> views.Approval:
+    codec = awaited_type(run.workflow, awaited.signal)
     return views.Approval(
         run=run.id,
         workflow=run.workflow,
         namespace=run.namespace,
         tags=run.tags,
-        signal=step.name,
-        step=step.step,
-        since=shapes.moment(step.requested_at),
+        signal=awaited.signal,
+        step=awaited.step,
+        since=shapes.moment(awaited.since),
         value_schema=codec.json_schema() if codec is not None else {},
         state=shapes.value_of(run.state),
         input=shapes.value_of(run.payload),

@@ -42,6 +42,7 @@ async def where_of(
     ended_before: Annotated[datetime | None, Query(description="Ended before that moment.")] = None,
     tag: Annotated[list[str] | None, Query(description="KEY=VALUE; may be repeated: all must fit.")] = None,
     parent: Annotated[str | None, Query(description="The run that started them; empty for runs that none started.")] = None,
+    awaiting: Annotated[bool, Query(description="Only runs that wait for a signal.")] = False,
     search: Annotated[str, Query(description="Text that the id contains.", max_length=1000)] = "",
 ) -> records.RunFilter:
     """Return the filter of a list, narrowed to what the caller may see."""
@@ -55,6 +56,7 @@ async def where_of(
         ended_before=epoch(ended_before),
         tags=tags_of(tag or []),
         parent=parent,
+        awaiting=awaiting,
         search=search,
     )
 

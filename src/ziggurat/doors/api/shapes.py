@@ -74,6 +74,14 @@ class Failure(Answer):
     )
 
 
+class Awaited(Answer):
+    """A signal that a run waits for."""
+
+    step: int
+    signal: str
+    since: datetime | None
+
+
 class RunSummary(Answer):
     """A run, without its input and result."""
 
@@ -92,6 +100,9 @@ class RunSummary(Answer):
     started_at: datetime | None
     ended_at: datetime | None
     wake_at: datetime | None = Field(description="The moment of its next timer, while it waits.")
+    awaits: list[Awaited] = Field(
+        description="Signals that it waits for, while it waits. On Temporal they are known of runs that `awaiting` found, and of no others."
+    )
     generation: int
     epoch: int
     parent: str
@@ -264,7 +275,14 @@ def failure_of(error: records.ErrorInfo | None) -> Failure | None:
 def _summary(run: records.Run) -> dict[str, Any]:
     shown = {name: getattr(run, name) for name in _COPIED}
     shown.update({name: moment(getattr(run, name)) for name in ("created_at", "started_at", "ended_at", "wake_at")})
-    return {**shown, "error": failure_of(run.error), "usage": usage_of(run.usage), "state": value_of(run.state)}
+    awaits = [Awaited(step=one.step, signal=one.signal, since=moment(one.since)) for one in run.awaits]
+    return {
+        **shown,
+        "error": failure_of(run.error),
+        "usage": usage_of(run.usage),
+        "state": value_of(run.state),
+        "awaits": awaits,
+    }
 
 
 _COPIED = (

@@ -208,14 +208,11 @@ class Driver:
         if execution is None:
             return
         if not resident.paused:
-            status, wake, reason = rest_of(execution)
-            run = resident.run
-            if status == "waiting" and (
-                resident.row_status != "waiting" or resident.row_wake != wake or run.state is not execution.state
+            rest, run = rest_of(execution), resident.run
+            if rest is not None and (
+                resident.row_status != "waiting" or resident.row_wake != rest["wake_at"] or run.state is not execution.state
             ):
-                resident.run = replace(
-                    run, status="waiting", wake_at=wake, reason=reason, state=execution.state, events=execution.applied
-                )
+                resident.run = replace(run, **rest, state=execution.state, events=execution.applied)
                 self.write(Write(runs=[self.row(resident)]))
                 self.watchers.status(resident.run)
             elif run.state is not execution.state:

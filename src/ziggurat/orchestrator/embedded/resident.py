@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec.structs import replace
 
 from ziggurat.inference.ledger import Attribution
 from ziggurat.orchestrator.embedded.execution import Execution
 from ziggurat.orchestrator.embedded.steps import Step
-from ziggurat.records import CallRecord, Event, Run, StepView, Usage
+from ziggurat.records import Awaited, CallRecord, Event, Run, StepView, Usage
 
 
 class Resident:
@@ -71,28 +73,29 @@ class Resident:
         return self.execution.steps.get(number) if self.execution is not None else None
 
 
-def rest_of(execution: Execution) -> tuple[str, float | None, str]:
-    """Return what a run that has nothing to do now is: status, next timer, and what it waits for in words."""
+def rest_of(execution: Execution) -> dict[str, Any] | None:
+    """Return the fields of a run that only waits: status, next timer, and what it waits for; None for one with a task under way."""
     wake: float | None = None
-    signals: list[str] = []
+    signals: list[Awaited] = []
     children = 0
     for step in execution.steps.values():
         if step.kind == "task":
-            return "running", None, ""
+            return None
         if step.kind == "timer":
             wake = step.due if wake is None else min(wake, step.due)
         elif step.kind == "signal":
-            signals.append(step.name)
+            signals.append(Awaited(step.number, step.name, step.requested_at))
         else:
             children += 1
     parts: list[str] = []
     if signals:
-        parts.append(f"the signal{'s' if len(signals) > 1 else ''} {', '.join(sorted(set(signals)))}")
+        parts.append(f"the signal{'s' if len(signals) > 1 else ''} {', '.join(sorted({one.signal for one in signals}))}")
     if children:
         parts.append(f"{children} child run{'s' if children > 1 else ''}")
     if wake is not None:
         parts.append("a timer")
-    return "waiting", wake, "waits for " + " and ".join(parts) if parts else ""
+    reason = "waits for " + " and ".join(parts) if parts else ""
+    return {"status": "waiting", "wake_at": wake, "reason": reason, "awaits": signals}
 
 
 def attribution(run: Run, step: int, attempt: int) -> Attribution:

@@ -30,7 +30,7 @@ from ziggurat.inference import ledger
 from ziggurat.orchestrator.embedded import references
 from ziggurat.records import DeadLetter, Event, Run, RunFilter, Schedule
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 #: Each entry brings a file from the version of its index to the next one. Never edit an entry that was released.
 MIGRATIONS: tuple[str, ...] = (
@@ -118,6 +118,13 @@ MIGRATIONS: tuple[str, ...] = (
         name TEXT PRIMARY KEY,
         data BLOB NOT NULL
     );
+    """,
+    # Runs that wait for a signal are few among those that wait, and are looked for every few seconds: by a page of the dashboard, for the
+    # inbox. Rows of before say in words what they wait for, and are told apart once their steps are looked at.
+    """
+    ALTER TABLE runs ADD COLUMN awaits INTEGER NOT NULL DEFAULT 0;
+    UPDATE runs SET awaits = 1 WHERE status = 'waiting' AND instr(head, CAST('the signal' AS BLOB)) > 0;
+    CREATE INDEX runs_awaiting ON runs (created_at) WHERE awaits > 0;
     """,
 )
 
@@ -234,8 +241,9 @@ class Reader:
     def runs(self, where: RunFilter) -> list[Run]:
         """Return runs that match, newest first, without payloads and results."""
         sql, values = _where(where)
-        # Ends are few where runs are many, which the planner cannot know.
-        table = "runs INDEXED BY runs_by_end" if where.ended_since is not None else "runs"
+        # Late ends, and waits for a signal, are few where runs are many, which the planner cannot know.
+        rare = "runs_awaiting" if where.awaiting else "runs_by_end" if where.ended_since is not None else ""
+        table = f"runs INDEXED BY {rare}" if rare else "runs"
         rows = self._rows(f"SELECT {_LIGHT} FROM {table}{sql} ORDER BY created_at DESC, key DESC LIMIT ?", [*values, where.limit])
         return [_run_of(row) for row in rows]
 
@@ -328,6 +336,8 @@ def _where(where: RunFilter) -> tuple[str, list[Any]]:
         add(f"id IN ({', '.join('?' * len(where.ids))})", *where.ids)
     if where.parent is not None:
         add("parent = ?", where.parent)
+    if where.awaiting:
+        add("awaits > 0 AND status = 'waiting'")
     if where.search:
         add("instr(id, ?) > 0", where.search)
     for tag, value in where.tags.items():
@@ -350,7 +360,8 @@ def _run_of(row: tuple[Any, ...]) -> Run:
 
 def run_row(key: int, run: Run) -> tuple[Any, ...]:
     """Return a run as a row of `runs`, in the order of INSERT_RUN."""
-    head = _encode(replace(run, payload=_EMPTY, result=None, state=None))
+    awaits = run.awaits if run.status == "waiting" else []
+    head = _encode(replace(run, payload=_EMPTY, result=None, state=None, awaits=awaits))
     return (
         key,
         run.id,
@@ -365,6 +376,7 @@ def run_row(key: int, run: Run) -> tuple[Any, ...]:
         bytes(run.payload),
         bytes(run.result) if run.result is not None else None,
         bytes(run.state) if run.state is not None else None,
+        len(awaits),
     )
 
 
@@ -378,12 +390,12 @@ def event_row(key: int, event: Event) -> tuple[int, int, bytes]:
     return (key, event.seq, _encode(event))
 
 
-_RUN_COLUMNS = "key, id, workflow, namespace, status, created_at, ended_at, wake_at, parent, head, payload, result, state"
+_RUN_COLUMNS = "key, id, workflow, namespace, status, created_at, ended_at, wake_at, parent, head, payload, result, state, awaits"
 INSERT_RUN = f"INSERT INTO runs ({_RUN_COLUMNS}) VALUES "
-RUN_VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+RUN_VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 ON_RUN_CONFLICT = (
     " ON CONFLICT (key) DO UPDATE SET status = excluded.status, ended_at = excluded.ended_at, wake_at = excluded.wake_at, "
-    "head = excluded.head, payload = excluded.payload, result = excluded.result, state = excluded.state"
+    "head = excluded.head, payload = excluded.payload, result = excluded.result, state = excluded.state, awaits = excluded.awaits"
 )
 BURY = "INSERT OR REPLACE INTO dead_letters (id, run, died_at, data) VALUES (?, ?, ?, ?)"
 UNBURY_RUN = "DELETE FROM dead_letters WHERE run = ?"

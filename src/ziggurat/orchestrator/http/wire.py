@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from ziggurat.records import (
+    Awaited,
     CallRecord,
     DeadLetter,
     Depth,
@@ -46,6 +47,12 @@ def kept(data: Raw) -> Raw | None:
     return None if bytes(data) == b"null" else data
 
 
+class WireAwaited(Struct):
+    step: int
+    signal: str
+    since: Moment = None
+
+
 class WireRun(Struct):
     """A Run of the API, with or without input and result."""
 
@@ -70,6 +77,7 @@ class WireRun(Struct):
     parent_step: int
     forked_from: str
     events: int
+    awaits: list[WireAwaited] = []
     state: Raw = _NULL
     input: Raw = Raw(b"{}")
     result: Raw = _NULL
@@ -86,6 +94,7 @@ class WireRun(Struct):
             # A run that completed without a value has the value null.
             result=self.result if self.status == "completed" else kept(self.result),
             state=kept(self.state),
+            awaits=[Awaited(one.step, one.signal, at(one.since) or 0.0) for one in self.awaits],
         )
 
 
@@ -346,6 +355,8 @@ def query_of(where: RunFilter) -> list[tuple[str, str]]:
     """Return a filter as a query."""
     query = [("status", status) for status in where.status]
     query += [(name, getattr(where, name)) for name in ("workflow", "namespace", "search") if getattr(where, name)]
+    if where.awaiting:
+        query.append(("awaiting", "true"))
     if where.parent is not None:
         query.append(("parent", where.parent))
     query += [("tag", f"{name}={value}") for name, value in where.tags.items()]

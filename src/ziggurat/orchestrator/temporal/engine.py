@@ -32,6 +32,7 @@ from ziggurat.orchestrator.embedded.watching import Watchers
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
 from ziggurat.orchestrator.recording import Recording
 from ziggurat.orchestrator.temporal import wire
+from ziggurat.orchestrator.temporal.awaiting import Awaiting
 from ziggurat.orchestrator.temporal.carriage import Carriage
 from ziggurat.orchestrator.temporal.commands import Placement
 from ziggurat.orchestrator.temporal.following import Follower
@@ -85,7 +86,7 @@ class TemporalOrchestrator(Orchestrator):
         self.clock = clock or SystemClock()
         self._drive, self.payloads = drive, payloads
         self.capabilities = Capabilities(
-            limits=queue.capabilities.limits, immediate_list=False, immediate_purge=False, discard=False
+            limits=queue.capabilities.limits, immediate_list=False, immediate_purge=False, awaits=False, discard=False
         )
         self._watchers = Watchers()
         self._hosting: Hosting | None = None
@@ -103,6 +104,7 @@ class TemporalOrchestrator(Orchestrator):
         self.searchable = await make_searchable(client, self.link)
         self._reader = Reader(client, self.link, self.payloads)
         self._listing = Listing(client, self.link, self._reader, searchable=self.searchable)
+        self._awaiting = Awaiting(self._reader, self.steps)
         self._follower = Follower(client, self.link, self._reader, self._watchers)
         place = Placement(
             task_queue=self.link.task_queue,
@@ -308,6 +310,8 @@ class TemporalOrchestrator(Orchestrator):
         return await self._reader.run(run)
 
     async def list(self, where: RunFilter) -> builtins.list[Run]:
+        if where.awaiting:
+            return await self._awaiting.runs(self._listing, where)
         return await self._listing.live_runs(where)
 
     async def count(self, where: RunFilter) -> dict[str, int]:
