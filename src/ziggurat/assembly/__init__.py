@@ -19,7 +19,7 @@ from ziggurat.assembly.schedules import schedule_of
 from ziggurat.assembly.served import ServedWorkflow
 from ziggurat.assembly.switching import build_switches, follow_switches
 from ziggurat.assembly.system import System
-from ziggurat.assembly.temporal import look_at_temporal
+from ziggurat.assembly.temporal import links, look_at_temporal
 
 __all__ = [
     "LOCAL_QUEUES",
@@ -41,6 +41,7 @@ __all__ = [
     "follow_switches",
     "import_queue",
     "ledger_files",
+    "links",
     "look_at_state",
     "look_at_temporal",
     "make_importable",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -17,6 +18,8 @@ from ziggurat.assembly.secrets import plain
 from ziggurat.errors import ConfigurationError, LayerUnreachable
 from ziggurat.settings import Settings
 
+#: The file that holds the runs, from the settings' folder. Beside it: the server's log, and while it runs, where its Web UI is.
+FILE = ".ziggurat/temporal.db"
 #: Seconds that the server has to answer after its start, and to end.
 _START, _STOP = 30.0, 10.0
 _HERE = ("localhost", "127.0.0.1", "::1", "[::1]")
@@ -33,13 +36,14 @@ async def development_server(settings: Settings) -> AsyncIterator[str]:
     if settings.orchestrator.backend != "temporal" or host not in _HERE or not port.isdigit() or await _answers(host, int(port)):
         yield ""
         return
-    file = settings.resolve(".ziggurat/temporal.db")
+    program = find_server()
+    file = settings.resolve(FILE)
     file.parent.mkdir(parents=True, exist_ok=True)
     output = file.with_suffix(".log").open("ab")
-    web = int(port) + 1000
+    web = await _web_port(int(port))
     process = subprocess.Popen(  # noqa: ASYNC220 - it starts at once
         [
-            find_server(), "server", "start-dev", "--ip", "127.0.0.1", "--port", port, "--ui-port", str(web),
+            program, "server", "start-dev", "--ip", "127.0.0.1", "--port", port, "--ui-port", str(web),
             "--namespace", settings.orchestrator.temporal.namespace, "--db-filename", str(file), "--log-level", "error",
             # By default a timer of any length fires up to a second late.
             "--dynamic-config-value", 'history.timerProcessorMaxTimeShift="1ms"',
@@ -50,16 +54,43 @@ async def development_server(settings: Settings) -> AsyncIterator[str]:
         start_new_session=True,
     )  # fmt: skip
     output.close()
+    known = file.with_suffix(".web")
     try:
         await _until_it_answers(process, host, int(port), file)
+        known.write_text(f"http://localhost:{web}")
         yield f"http://localhost:{web}"
     finally:
+        known.unlink(missing_ok=True)
         process.terminate()
         try:
             await asyncio.to_thread(process.wait, _STOP)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def web_ui(settings: Settings) -> str:
+    """Return the address of the Web UI of the Temporal server that the settings mean, or "" if it is not known."""
+    wanted = settings.orchestrator
+    if wanted.backend != "temporal":
+        return ""
+    if wanted.temporal.web_ui:
+        return wanted.temporal.web_ui
+    if plain(wanted.url).rpartition(":")[0] not in _HERE:
+        return ""
+    try:
+        return settings.resolve(FILE).with_suffix(".web").read_text().strip()
+    except OSError:
+        return ""
+
+
+async def _web_port(port: int) -> int:
+    """Return where the Web UI is to be: the development server's own choice, 1,000 past the server's port, unless that is taken."""
+    if port + 1000 < 65_536 and not await _answers("127.0.0.1", port + 1000):
+        return port + 1000
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def find_server() -> str:

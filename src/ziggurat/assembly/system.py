@@ -135,6 +135,7 @@ class System:
         # Next to the state file, whose owner alone may write it.
         crashbook = state.with_name(f"{state.name}.working") if embedded and self._drive else None
         queue = self.queue = build_queue(settings, self.clock, crashbook=crashbook)
+        queue.expect(self._lanes)
         self._stack.push_async_callback(queue.close)
         if settings.queue.backend not in LOCAL_QUEUES:
             await queue.open()
@@ -205,6 +206,15 @@ class System:
 
     def _shown_queues(self) -> set[str]:
         return {"default"} | {task.options_.queue for task in self.registry.tasks() if not task.name.startswith("ziggurat.")}
+
+    def _lanes(self) -> set[tuple[str, str]]:
+        """Return where tasks may wait, as (queue, region), as far as the program and the pools say."""
+        pools, workflows = self.settings.workers.values(), [workflow.options_ for workflow in self.registry.workflows()]
+        tasks = [task.options_ for task in self.registry.tasks()]
+        queues = {queue for pool in pools for queue in pool.queues} - {"*"} | {"default"}
+        queues |= {task.queue for task in tasks} | {workflow.queue for workflow in workflows}
+        regions = {"", *(named.region for named in (*pools, *tasks, *workflows))}
+        return {(queue, region) for queue in queues - {""} for region in regions}
 
     def serve_named_queues(self) -> None:
         """Let pools with "*" serve the queues of tasks that were defined since the system opened."""

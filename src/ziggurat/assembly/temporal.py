@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
+from ziggurat.assembly.devserver import web_ui
 from ziggurat.assembly.secrets import plain
 from ziggurat.errors import MissingExtra
 from ziggurat.settings import Settings
@@ -60,3 +62,13 @@ async def look_at_temporal(settings: Settings) -> str:
     searchable = await make_searchable(await connect(link), link)
     said = f"namespace {link.namespace}, task queues {link.task_queue}-…"
     return said if searchable else f"{said}; without our search attributes, so lists by tag and tenant are slow"
+
+
+def links(settings: Settings, run: str) -> dict[str, str]:
+    """Return pages elsewhere that show a run, by what they are: "temporal", where Temporal keeps it and its Web UI is known."""
+    web = web_ui(settings)
+    if not web:
+        return {}
+    # As the Web UI itself makes its addresses; one without an execution leads to the newest.
+    namespace = quote(settings.orchestrator.temporal.namespace, safe="")
+    return {"temporal": f"{web}/namespaces/{namespace}/workflows/{quote(run, safe='')}"}

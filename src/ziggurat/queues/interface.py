@@ -11,7 +11,7 @@ All verbs take batches, because a round trip or a commit for each message is wha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from msgspec import Struct, field
 
@@ -167,6 +167,10 @@ class Queue(ABC):
     @abstractmethod
     async def depth(self, queues: Iterable[str] | None = None) -> dict[str, Depth]:
         """Return what each queue holds, by queue name; all known queues when none are named."""
+
+    def expect(self, lanes: Callable[[], Iterable[tuple[str, str]]]) -> None:
+        """Learn which lanes may hold work, as (queue, region): for a backend that cannot find out what it holds."""
+        return
 
     async def workers(self) -> list[Presence]:
         """Return the workers that announced themselves and whose time is not over, by name. Nobody, without `Capabilities.presence`."""

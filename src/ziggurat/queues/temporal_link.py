@@ -72,9 +72,18 @@ async def connect(options: LinkOptions, codec: PayloadCodec | None = None) -> Cl
         )
     except (RuntimeError, OSError, RPCError) as error:
         raise QueueUnavailable(
-            f"The Temporal server at {options.address} cannot be reached ({_short(error)}); start it, or correct "
-            "[orchestrator] url and [orchestrator.temporal] in ziggurat.toml."
+            f"The Temporal server at {options.address} cannot be reached ({_short(error)}{_stranger(error, options)}); start it, "
+            "or correct [orchestrator] url and [orchestrator.temporal] in ziggurat.toml."
         ) from error
+
+
+def _stranger(error: Exception, options: LinkOptions) -> str:
+    """Return what an error means that comes of an answer which is none of Temporal's: a connection was made, and not understood."""
+    if not any(sign in str(error) for sign in ("timeout expired", "http2 error", "h2 protocol error", "frame with invalid size")):
+        return ""
+    if _tls(options):
+        return ": what answers there is no Temporal server, or takes plain connections only"
+    return ": what answers there is no Temporal server, or wants TLS, which [orchestrator.temporal] tls turns on"
 
 
 def unreachable(options: LinkOptions, error: RPCError) -> LayerUnreachable:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
 
-from ziggurat.settings.types import SecretValue, Section
+from pydantic import AfterValidator, Field
+
+from ziggurat.settings.types import SecretValue, Section, endpoint_url
 
 
 class TemporalSettings(Section):
@@ -26,3 +28,8 @@ class TemporalSettings(Section):
     client_certificate: str | None = Field(None, description="PEM file of the client's certificate, for mutual TLS.")
     client_key: str | None = Field(None, description="PEM file of the client's private key.")
     server_name: str = Field("", description="The name that the server's certificate must bear, where it is not the address.")
+    web_ui: Annotated[str, AfterValidator(endpoint_url)] = Field(
+        "",
+        description="The address of Temporal's Web UI, such as https://cloud.temporal.io: pages of runs link to it. "
+        "That of a server that `ziggurat up` started is known without.",
+    )

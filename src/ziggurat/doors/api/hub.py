@@ -7,9 +7,10 @@ from typing import cast
 from fastapi import Request
 
 from ziggurat import records
-from ziggurat.assembly import System
+from ziggurat.assembly import System, links
 from ziggurat.assembly.modules import AppRegistry
 from ziggurat.clock import Clock, SystemClock
+from ziggurat.doors.api import shapes
 from ziggurat.doors.api.audit import AuditLog
 from ziggurat.doors.api.bulk import Bulk
 from ziggurat.doors.api.control_file import ControlFile
@@ -50,6 +51,10 @@ class Hub:
     @property
     def registry(self) -> AppRegistry:
         return self.system.registry
+
+    def shown(self, run: records.Run) -> shapes.Run:
+        """Return a run as the API shows it, with the pages elsewhere that show it too."""
+        return shapes.run_of(run, links(self.settings, run.id))
 
     def start(self) -> None:
         """Begin what goes on without being asked: bulk orders and webhooks, those of before first."""

@@ -120,7 +120,7 @@ async def start_run(request: Request, order: shapes.StartOrder) -> shapes.Run:
         request, order.workflow, order.input, namespace=order.namespace, id=order.id, tags=order.tags, priority=order.priority,
         budget=order.budget,
     )  # fmt: skip
-    return shapes.run_of(run)
+    return hub_of(request).shown(run)
 
 
 async def start(
@@ -250,7 +250,7 @@ async def resume_run(request: Request, run: RunId, order: shapes.ResumeOrder | N
 async def retry_run(request: Request, run: RunId) -> shapes.Run:
     """Take a failed run up again from the step that failed."""
     found = await seen_run(request, run)
-    return shapes.run_of(await hub_of(request).orchestrator.retry(found.id))
+    return hub_of(request).shown(await hub_of(request).orchestrator.retry(found.id))
 
 
 @router.post("/{id:path}/fork", status_code=201, openapi_extra=_ACT)
@@ -261,7 +261,7 @@ async def fork_run(request: Request, run: RunId, order: shapes.ForkOrder) -> sha
     payload: Raw | None = None
     if order.input is not None:
         payload = Raw(hub.registry.workflow(found.workflow, found.entry).arguments.encode_input(order.input))
-    return shapes.run_of(await hub.orchestrator.fork(found.id, order.step, payload=payload, id=order.id))
+    return hub.shown(await hub.orchestrator.fork(found.id, order.step, payload=payload, id=order.id))
 
 
 @router.delete("/{id:path}", openapi_extra=_ADMIN)
@@ -276,8 +276,8 @@ async def purge_run(request: Request, run: RunId) -> shapes.Count:
 @router.get("/{id:path}", openapi_extra=_LOOK)
 async def get_run(request: Request, run: RunId) -> shapes.Run:
     """Return a run with its input, result and state."""
-    return shapes.run_of(await seen_run(request, run))
+    return hub_of(request).shown(await seen_run(request, run))
 
 
 async def _now(hub: Hub, id: str) -> shapes.Run:
-    return shapes.run_of(await hub.orchestrator.get(id))
+    return hub.shown(await hub.orchestrator.get(id))

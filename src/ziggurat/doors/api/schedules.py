@@ -145,7 +145,7 @@ async def resume_schedule(request: Request, name: ScheduleName) -> ScheduleView:
 async def trigger_schedule(request: Request, name: ScheduleName) -> shapes.Run:
     """Start a run now, whatever else is running."""
     found = await _seen(request, name)
-    return shapes.run_of(await hub_of(request).orchestrator.schedules.trigger(found.name))
+    return hub_of(request).shown(await hub_of(request).orchestrator.schedules.trigger(found.name))
 
 
 @router.post("/{name}/backfill", openapi_extra=_ACT)

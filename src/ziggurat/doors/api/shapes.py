@@ -117,6 +117,9 @@ class Run(RunSummary):
 
     input: Json
     result: Json
+    links: dict[str, str] = Field(
+        description="Pages elsewhere that show it: `temporal`, its page in Temporal's Web UI, where that is known."
+    )
 
 
 class RunPage(Answer):
@@ -295,8 +298,8 @@ def summary_of(run: records.Run) -> RunSummary:
     return RunSummary(**_summary(run))
 
 
-def run_of(run: records.Run) -> Run:
-    return Run(**_summary(run), input=value_of(run.payload), result=value_of(run.result))
+def run_of(run: records.Run, links: dict[str, str]) -> Run:
+    return Run(**_summary(run), input=value_of(run.payload), result=value_of(run.result), links=links)
 
 
 def call_of(call: records.CallRecord) -> Call:

@@ -85,12 +85,14 @@ def read_statuses(given: list[str] | None) -> tuple[str, ...]:
 def show(run: RunId, config: Config = None, as_json: AsJson = False) -> None:
     """Show one run: its input, its steps, its state and what it came to."""
 
-    async def main() -> tuple[Run, list[StepView]]:
+    async def main() -> tuple[Run, list[StepView], dict[str, str]]:
+        from ziggurat.assembly import links
+
         async with client_of(config, "observe") as client:
             handle: Handle[Any] = client.handle(run)
-            return await handle.info(), await handle.steps()
+            return await handle.info(), await handle.steps(), links(client.settings, run)
 
-    found, steps = run_async(main())
+    found, steps, elsewhere = run_async(main())
     if as_json:
         shown = run_object(found)
         shown["reason"] = found.reason
@@ -98,12 +100,13 @@ def show(run: RunId, config: Config = None, as_json: AsJson = False) -> None:
         shown["input"] = json.loads(bytes(found.payload))
         shown["state"] = json.loads(bytes(found.state)) if found.state is not None else None
         shown["steps"] = [step_object(step) for step in steps]
+        shown["links"] = elsewhere
         answer_json(shown)
     else:
-        _print_run(found, steps)
+        _print_run(found, steps, elsewhere)
 
 
-def _print_run(run: Run, steps: list[StepView]) -> None:
+def _print_run(run: Run, steps: list[StepView], elsewhere: dict[str, str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -130,6 +133,8 @@ def _print_run(run: Run, steps: list[StepView]) -> None:
     row("forked from", run.forked_from)
     row("budget", f"${run.budget_usd:g}" if run.budget_usd is not None else "")
     row("usage", usage_text(run.usage).strip())
+    for name, url in elsewhere.items():
+        row(f"on {name}", url)
     row("input", describe_value(json.loads(bytes(run.payload))))
     row("state", describe_value(json.loads(bytes(run.state))) if run.state is not None else "")
     if run.error is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -61,7 +61,9 @@ class TemporalQueue(Queue):
         self._arrived = asyncio.Event()
         self._cancelled: deque[str] = deque()
         self._cancel_came = asyncio.Event()
-        self._queues: set[str] = set()
+        #: What this process serves, and what it was told may hold work, as (queue, region): Temporal cannot list its task queues.
+        self._served: set[tuple[str, str]] = set()
+        self._expected: Callable[[], Iterable[tuple[str, str]]] = tuple
         self._progress: deque[Progress] = deque(maxlen=10_000)
         self._progress_came = asyncio.Event()
 
@@ -110,10 +112,9 @@ class TemporalQueue(Queue):
                 _call_in(loop, self._take_cancel, id_)
 
             self._hand = Hand(self._client, self._lease, self.options.max_deliveries, offer, cancelled)
-        self._queues.update(queues)
-        prefix = self._link.task_queue
-        names = [f"{prefix}-{queue}" for queue in queues]
-        self._hand.serve([*names, *(f"{name}@{region}" for name in names if region)], slots)
+        self._served.update((queue, of) for queue in queues for of in ("", region))
+        regions = dict.fromkeys(("", region))
+        self._hand.serve([_name(self._link.task_queue, queue, of) for queue in queues for of in regions], slots)
 
     def _take(self, delivery: Delivery) -> None:
         self._buffer.append(delivery)
@@ -199,17 +200,27 @@ class TemporalQueue(Queue):
 
     # -- everyone's -----------------------------------------------------------------------------------------------
 
-    async def depth(self, queues: Iterable[str] | None = None) -> dict[str, Depth]:
-        names = list(self._queues if queues is None else queues)
-        found = await asyncio.gather(*(self._depth(name) for name in names))
-        return dict(zip(names, found, strict=True))
+    def expect(self, lanes: Callable[[], Iterable[tuple[str, str]]]) -> None:
+        self._expected = lanes
 
-    async def _depth(self, queue: str) -> Depth:
+    async def depth(self, queues: Iterable[str] | None = None) -> dict[str, Depth]:
+        lanes = {*self._served, *self._expected()}
+        if queues is not None:
+            wanted = set(queues)
+            lanes = {(queue, region) for queue, region in lanes if queue in wanted} | {(queue, "") for queue in wanted}
+        ordered = sorted(lanes)
+        found = await asyncio.gather(*(self._depth(*lane) for lane in ordered))
+        depths: dict[str, Depth] = {}
+        for (queue, _), depth in zip(ordered, found, strict=True):
+            depths[queue] = depths.get(queue, Depth()) + depth
+        return depths
+
+    async def _depth(self, queue: str, region: str) -> Depth:
         if self._client is None:
             raise QueueUnavailable("The queue on Temporal is not open.")
         request = DescribeTaskQueueRequest(
             namespace=self._link.namespace,
-            task_queue=TaskQueue(name=f"{self._link.task_queue}-{queue}"),
+            task_queue=TaskQueue(name=_name(self._link.task_queue, queue, region)),
             task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
             report_stats=True,
         )
@@ -231,6 +242,10 @@ class TemporalQueue(Queue):
 
     async def discard(self, ids: Collection[str]) -> int:
         return 0
+
+
+def _name(prefix: str, queue: str, region: str) -> str:
+    return f"{prefix}-{queue}@{region}" if region else f"{prefix}-{queue}"
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, function: Any, *args: Any) -> None:

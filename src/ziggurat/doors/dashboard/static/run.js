@@ -88,6 +88,8 @@ export function runPage({ main, me, id, act, onLeave }) {
       fact("Model calls", r.usage.calls ? `${count(r.usage.calls)}: ${count(r.usage.input_tokens)} tokens in, ${count(r.usage.output_tokens)} out` : null),
       fact("Tags", Object.keys(r.tags).length ? Object.entries(r.tags).map(([key, value]) => h("span.tag", `${key}: ${value}`)) : null),
       fact("Namespace", r.namespace), fact("Priority", r.priority), fact("Generation", r.generation || null),
+      Object.entries(r.links).filter(([, url]) => /^https?:\/\//.test(url)).map(([name, url]) =>
+        fact("Elsewhere", h("a", { href: url, target: "_blank", rel: "noopener noreferrer" }, name === "temporal" ? "Temporal's Web UI" : name))),
       fact("Parent", link(r.parent)), fact("Forked from", link(r.forked_from)), fact("Events", count(r.events))));
     fill(shown, h("div.panel", h("h2", "Input"), json(r.input)));
     fill(result, r.result !== null && h("div.panel", h("h2", "Result"), json(r.result)), r.state !== null && h("div.panel", h("h2", "State"), json(r.state)));
