@@ -1,7 +1,8 @@
 """The gateway beside LiteLLM's proxy, Portkey's gateway and no gateway at all, and the CPU of a model call in a worker.
 
     saturate  32 connections that ask again at once: requests/s of one core, CPU a request
-    bursts    bursts of four against an upstream that takes 100 ms: what the gateway adds
+    steady    40 requests a second, evenly: what the gateway adds where nobody waits in a line
+    bursts    bursts of four against an upstream that takes 100 ms: what the gateway adds to some that come together
     streams   20 streams side by side at a fixed pace: CPU a relayed chunk
     memory    many requests, one after the other: resident memory before and after
     worker    calls and streams of the router in a process of its own, as a worker makes them
@@ -32,6 +33,7 @@ from ziggurat import __version__
 
 SIZES: dict[str, dict[str, Any]] = {
     "saturate": {"requests": 20_000, "connections": 32},
+    "steady": {"requests": 400, "rate": 40, "connections": 8},
     "bursts": {"bursts": 60, "burst": 4, "delay": 0.1},
     "streams": {"streams": 20, "chunks": 50, "pace": 0.0106, "rounds": 6},
     "memory": {"requests": 100_000, "connections": 32},
@@ -39,6 +41,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 QUICK: dict[str, dict[str, Any]] = {
     "saturate": {"requests": 600, "connections": 32},
+    "steady": {"requests": 40, "rate": 40, "connections": 8},
     "bursts": {"bursts": 5, "burst": 4, "delay": 0.1},
     "streams": {"streams": 20, "chunks": 50, "pace": 0.0106, "rounds": 1},
     "memory": {"requests": 1_000, "connections": 32},
@@ -76,7 +79,7 @@ def run(*, quick: bool, only: list[str], patience: float) -> Measured:
             say(f"{side} is left out: {why}.")
             sides.remove(side)
         measured.versions[side] = version
-    for workload in ("saturate", "bursts", "streams", "memory"):
+    for workload in ("saturate", "steady", "bursts", "streams", "memory"):
         for _ in range(1 if quick or workload == "memory" else REPEATS):
             for side in sides:
                 if workload != "memory" or side != "direct":

@@ -1,6 +1,7 @@
 """The load of the gateway's benchmark: a client as cheap as the stand-in upstream, so that both fit beside the gateway on two cores.
 
     saturate  so many connections that ask again at once: requests/s and latencies
+    steady    requests at a fixed rate, whatever becomes of those before: latencies of a gateway with nobody in line
     bursts    bursts of requests with a pause between: latencies of a gateway that is not saturated
     streams   streams side by side, each at the upstream's pace: how long the last byte of each took
 
@@ -109,6 +110,31 @@ async def saturate(url: str, sizes: dict[str, Any]) -> dict[str, Any]:
     return {"requests_per_s": wanted / seconds, "wrong": wrong, **quantiles(latencies)}
 
 
+async def steady(url: str, sizes: dict[str, Any]) -> dict[str, Any]:
+    """Send requests at a fixed rate, each over a connection that is free; the latency counts from the moment that it was due."""
+    wanted, latencies, wrong, pause = int(sizes["requests"]), [], 0, 1.0 / float(sizes["rate"])
+    sent = request(url, sizes, "", False)
+    free = asyncio.Queue[Connection]()
+    for connection in await connect(url, int(sizes["connections"])):
+        free.put_nowait(connection)
+
+    async def one(due: float) -> None:
+        nonlocal wrong
+        connection = await free.get()
+        status, _ = await connection.ask(sent)
+        latencies.append(time.perf_counter() - due)
+        wrong += status != 200
+        free.put_nowait(connection)
+
+    async with asyncio.TaskGroup() as group:
+        due = time.perf_counter()
+        for _ in range(wanted):
+            due = max(due + pause, time.perf_counter())  # A client that overslept must not lay that at the gateway's door.
+            await asyncio.sleep(due - time.perf_counter())
+            group.create_task(one(time.perf_counter()))
+    return {"wrong": wrong, **quantiles(latencies)}
+
+
 async def bursts(url: str, sizes: dict[str, Any]) -> dict[str, Any]:
     """Send bursts of requests to an upstream with a delay; what the delay does not explain was added."""
     latencies, wrong, delay = [], 0, float(sizes["delay"])
@@ -160,7 +186,7 @@ def main() -> None:
     workload, url, sizes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     if "core" in sizes and len(os.sched_getaffinity(0)) > 1:
         os.sched_setaffinity(0, {sizes["core"]})
-    work = {"saturate": saturate, "bursts": bursts, "streams": streams}[workload]
+    work = {"saturate": saturate, "steady": steady, "bursts": bursts, "streams": streams}[workload]
     print("RESULT " + json.dumps(asyncio.run(work(url, sizes))), flush=True)
 
 

@@ -50,15 +50,16 @@ class Admission:
         """
         caller, by = current_caller(), current_attribution()
         hold, cost = "", None
+        likely = self._tokens.likely(shaped, route.upstream)
         if self.budgets.limits(caller):
-            cost = self.estimate(route, shaped)
+            cost = self.estimate(route, shaped, likely)
             if cost.most > 0:
                 attempt = current_attempt()
                 step = attempt.info.idempotency_key if attempt is not None and by.step else ""
                 hold = await self.budgets.reserve(by, caller, step, cost, shaped.model, past_soft=past_soft)
         began, gate = self._clock.monotonic(), route.lane.gate
         demand = Demand(
-            tokens=float(self._tokens.likely(shaped, route.upstream)),
+            tokens=float(likely),
             upstream=route.upstream,
             namespace=by.namespace,
             priority=caller.priority,
@@ -91,12 +92,12 @@ class Admission:
         """Put what an attempt cost, or may have cost, in the place of what was reserved."""
         self.budgets.settle(entry.hold, cost_usd)
 
-    def estimate(self, route: Route, shaped: Prompt) -> Cost:
+    def estimate(self, route: Route, shaped: Prompt, tokens: int | None = None) -> Cost:
         """Return what an attempt will cost by its prompt, its max_tokens and the route's prices."""
         now, upstream = self._clock.time(), route.upstream
         inputs, outputs = self._tokens.most(shaped, upstream, route.context)
         prompt = self._tokens.prompt(shaped, upstream)
-        likely = max(0, self._tokens.likely(shaped, upstream) - prompt)
+        likely = max(0, (self._tokens.likely(shaped, upstream) if tokens is None else tokens) - prompt)
         return Cost(
             likely=route.tariff.estimate(prompt, min(likely, outputs), now), most=route.tariff.estimate(inputs, outputs, now)
         )

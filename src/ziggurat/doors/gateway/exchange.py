@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from ziggurat.doors.gateway.refusals import Refusal
-from ziggurat.inference.ledger import NOBODY, Attribution, attributing
-from ziggurat.inference.limits.caller import ANYONE, calling
+from ziggurat.inference.ledger import NOBODY, Attribution
+from ziggurat.inference.limits.caller import ANYONE
 from ziggurat.records import CallRecord
 
 if TYPE_CHECKING:
@@ -106,12 +105,6 @@ class Exchange:
             text = f"The header {header} must be printable text of at most {NAME_LENGTH_MAX} characters."
             raise Refusal(400, text, param=header)
         return value
-
-    @contextlib.contextmanager
-    def accounting(self) -> Iterator[None]:
-        """Put the model calls of this block to the account of whoever makes the request, under their limits and budgets."""
-        with attributing(self.by), calling(self.spends):
-            yield
 
     # -- out ---------------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from ziggurat.doors.gateway.responses import responses
 from ziggurat.errors import ConfigurationError, LayerUnreachable, ZigguratError
 from ziggurat.inference.identity import new_id
 from ziggurat.inference.interface import is_loopback
-from ziggurat.inference.ledger import day_of
+from ziggurat.inference.ledger import attributing, day_of
 from ziggurat.inference.limits import caller as limits
 from ziggurat.inference.router import Router
 from ziggurat.settings.gateway import GatewaySettings
@@ -224,9 +224,13 @@ class Gateway:
             x.caller = ANYBODY
         x.attribute()
         x.spends, x.aliases = self._spender(x.caller), self._models.aliases
-        # A call of a traced program is part of its trace.
-        with x.accounting(), tracing.within(request.headers.get(TRACEPARENT)):
-            return await handler(x, self._models)
+        # The calls are put to the account of whoever makes the request, under their limits and budgets.
+        with attributing(x.by), limits.calling(x.spends):
+            if tracing.current is None:
+                return await handler(x, self._models)
+            # A call of a traced program is part of its trace.
+            with tracing.within(request.headers.get(TRACEPARENT)):
+                return await handler(x, self._models)
 
     def _spender(self, caller: Caller) -> limits.Caller:
         """Return what a caller may use and spend today."""

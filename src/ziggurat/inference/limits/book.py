@@ -213,7 +213,7 @@ def _alive(book: Book, holder: str, now: float) -> dict[str, float]:
     state = book.get("holders") or Holders({})
     seen = state.seen
     if now - seen.get(holder, -LEASE) < BEAT / 2:
-        return dict(seen)
+        return seen
     seen[holder] = now
     dead = [name for name, at in seen.items() if now - at > LEASE]
     for name in dead:
@@ -225,7 +225,7 @@ def _alive(book: Book, holder: str, now: float) -> dict[str, float]:
         for key in list(book.keys("purse:")):
             if now - book.get(key).at > KEPT:
                 book.drop(key)
-    return dict(seen)
+    return seen
 
 
 def _bury(book: Book, holder: str, now: float, *, charge: bool) -> None:
@@ -257,16 +257,17 @@ def _take(book: Book, holder: str, take: Take, holders: dict[str, float], now: f
         if cool.until > now + EPSILON:
             return Taken(granted=False, wait=cool.until - now, holders=alive)
         book.drop(f"cool:{take.gate}")
-    levels = [_level(book, flow, now) for flow in take.flows]
-    states = [_slots(book, slots, take, holders, now) for slots in take.slots]
+    flows = [_flow(book, flow, now) for flow in take.flows]
+    states = [_slots(book, slots, take, holders, now) for slots in take.slots] if take.slots else []
+    left_above = leaves(take.priority)
     delay, short = 0.0, ""
     wait = 0.0
-    for flow, level in zip(take.flows, levels, strict=True):
-        due = due_in(flow, level, take.priority)
+    for flow, (_, level) in zip(take.flows, flows, strict=True):
+        due = _due(flow, level, left_above)
         if due > delay:
             delay = due
-        if due > LOOKAHEAD and due > wait:
-            wait, short = due, flow.key
+            if due > LOOKAHEAD and due > wait:
+                wait, short = due, flow.key
     contended = False
     for slots, (state, free) in zip(take.slots, states, strict=True):
         contended = contended or now - state.refused_at < REMEMBERED
@@ -280,10 +281,13 @@ def _take(book: Book, holder: str, take: Take, holders: dict[str, float], now: f
             granted=False, wait=max(wait - LOOKAHEAD / 2, SLOT_WAIT / 5), short=short, holders=alive, contended=contended
         )
     taken: list[float] = []
-    for flow, level in zip(take.flows, levels, strict=True):
-        spare = max(0.0, level - flow.need - leaves(take.priority) * flow.burst) / alive
-        amount = flow.need + max(0.0, min(flow.want - flow.need, spare))
-        _put_flow(book, flow.key, level - amount, amount, now)
+    for flow, (known, level) in zip(take.flows, flows, strict=True):
+        amount = flow.need
+        if flow.want > amount:
+            spare = (level - amount - left_above * flow.burst) / alive
+            if spare > 0:
+                amount += min(flow.want - amount, spare)
+        _put_flow(book, flow.key, known, level - amount, amount, now)
         taken.append(amount)
     got: list[int] = []
     for slots, (state, free) in zip(take.slots, states, strict=True):
@@ -295,9 +299,9 @@ def _take(book: Book, holder: str, take: Take, holders: dict[str, float], now: f
     return Taken(granted=True, flows=tuple(taken), slots=tuple(got), delay=delay, holders=alive, contended=contended)
 
 
-def _put_flow(book: Book, key: str, level: float, used: float, now: float) -> None:
-    """Keep a bucket's level, and count what was used in this minute of the clock."""
-    minute, state = int(now // 60), book.get(f"flow:{key}")
+def _put_flow(book: Book, key: str, state: FlowState | None, level: float, used: float, now: float) -> None:
+    """Keep a bucket's level, and count what was used in this minute of the clock. `state` is what is kept of it so far."""
+    minute = int(now // 60)
     if state is None:
         book.put(f"flow:{key}", FlowState(level, now, minute, used))
         return
@@ -309,18 +313,26 @@ def _put_flow(book: Book, key: str, level: float, used: float, now: float) -> No
     book.put(f"flow:{key}", state)
 
 
-def due_in(flow: Flow, level: float, priority: float) -> float:
-    """Return the seconds until a draw may start: at once while the level stays above what the priority leaves."""
-    floor = min(leaves(priority) * flow.burst, max(0.0, flow.burst - flow.need))
-    missing = min(flow.need, flow.burst) + floor - level
-    return missing / flow.rate if missing > EPSILON * flow.burst else 0.0
+def _due(flow: Flow, level: float, left_above: float) -> float:
+    """Return the seconds until a draw may start: at once while the level stays above the share of the burst that the priority leaves.
+
+    Comparisons rather than min and max: this and `_flow` are done for each limit of each call.
+    """
+    need, burst = flow.need, flow.burst
+    # What is above the floor: a draw that is larger than the burst needs all of it, and has no floor to stay above.
+    missing = (need + min(left_above * burst, burst - need) if need < burst else burst) - level
+    return missing / flow.rate if missing > EPSILON * burst else 0.0
 
 
-def _level(book: Book, flow: Flow, now: float) -> float:
-    """Return a bucket's level now. A new one is full."""
-    state = book.get(f"flow:{flow.key}")
-    level = flow.burst if state is None else min(flow.burst, state.level + max(0.0, now - state.at) * flow.rate)
-    return level if flow.left is None else min(level, flow.left)
+def _flow(book: Book, flow: Flow, now: float) -> tuple[FlowState | None, float]:
+    """Return what is kept of a bucket, and its level now. A new one is full."""
+    state: FlowState | None = book.get(f"flow:{flow.key}")
+    level = flow.burst
+    if state is not None:
+        refilled = state.level + (now - state.at) * flow.rate if now > state.at else state.level
+        if refilled < level:
+            level = refilled
+    return state, level if flow.left is None else min(level, flow.left)
 
 
 def _slots(book: Book, slots: Slots, take: Take, holders: dict[str, float], now: float) -> tuple[SlotState, int]:
@@ -340,7 +352,7 @@ def _give(book: Book, holder: str, give: Give, now: float) -> None:
     for key, rate, burst, amount in give.flows:
         state = book.get(f"flow:{key}")
         level = burst if state is None else state.level + max(0.0, now - state.at) * rate
-        _put_flow(book, key, min(burst, level + amount), -amount, now)
+        _put_flow(book, key, state, min(burst, level + amount), -amount, now)
     for key, count in give.slots:
         slots = book.get(f"slots:{key}")
         if slots is not None:
@@ -368,7 +380,7 @@ def _hold(book: Book, holder: str, hold: Hold, now: float) -> Held:
         answer = judge(state.spent, state.reserved, purse.limit, hold)
         if answer == "granted" and not hold.past_soft and state.spent + state.reserved + hold.likely > purse.soft + EPSILON:
             answer = "soft"
-        if SEVERITY.index(answer) > SEVERITY.index(verdict):
+        if answer != verdict and SEVERITY.index(answer) > SEVERITY.index(verdict):
             verdict, at_key, said = answer, purse.key, state.spent
     for purse, state in zip(hold.purses, states, strict=True):
         if verdict == "granted":

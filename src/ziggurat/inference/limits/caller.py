@@ -5,8 +5,7 @@ A task's calls take these from the message that carried the task; a door that ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 
 from msgspec import Struct
@@ -34,14 +33,22 @@ ANYONE = Caller()
 _caller: ContextVar[Caller | None] = ContextVar("ziggurat_caller", default=None)
 
 
-@contextmanager
-def calling(caller: Caller) -> Iterator[None]:
+class _Calling:
+    __slots__ = ("_caller", "_token")
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def __enter__(self) -> None:
+        self._token = _caller.set(self._caller)
+
+    def __exit__(self, *error: object) -> None:
+        _caller.reset(self._token)
+
+
+def calling(caller: Caller) -> AbstractContextManager[None]:
     """Make the calls of this block, and of the asyncio tasks that it starts, this caller's."""
-    token = _caller.set(caller)
-    try:
-        yield
-    finally:
-        _caller.reset(token)
+    return _Calling(caller)
 
 
 def current_caller() -> Caller:

@@ -272,10 +272,15 @@ class Gate:
         if not ticket.rules:
             return True
         flows = ticket.flows
-        for key, rate, burst, _ in flows:
-            share = self._shares.setdefault(key, Share())
+        shares, enough = self._shares, True
+        for key, rate, burst, amount in flows:
+            share = shares.get(key)
+            if share is None:
+                share = shares[key] = Share()
             share.rate, share.burst = rate, burst
-        if any(self._shares[key].in_hand < amount - EPSILON * burst for key, _, burst, amount in flows):
+            if share.in_hand < amount - EPSILON * burst:
+                enough = False
+        if not enough:
             return False
         limited = [rule for rule in ticket.rules if rule.limits.concurrency]
         for rule in limited:
@@ -284,7 +289,7 @@ class Gate:
             if slots.used >= slots.has:
                 return False
         for key, _, _, amount in flows:
-            self._shares[key].draw(amount, now)
+            shares[key].draw(amount, now)
         for rule in limited:
             self._slots[f"{rule.key}:calls"].used += 1
         return True
