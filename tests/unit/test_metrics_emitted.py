@@ -83,14 +83,20 @@ class _Pool(WorkerPool):
 
 
 async def _call_models() -> Router:
-    """Call a model that is down, then another that answers, and one as a stream."""
+    """Call a model that is down, then another that answers, one that is slow and is hedged, and one as a stream."""
     bad = create(EndpointConfig(name="bad", kind="scripted"), lambda *_: Reply(fault="failed"))
     good = create(EndpointConfig(name="good", kind="scripted"), lambda *_: Reply(text="hello", input_tokens=5))
-    endpoints = {"bad": bad, "good": good}
-    router = Router(endpoints, {"m": ModelConfig(routes=["bad:x", "good:y"], price=Price(input=1.0))}, seed=1)
+    slow = create(EndpointConfig(name="slow", kind="scripted"), lambda *_: Reply(text="late", first_token=600.0))
+    endpoints = {"bad": bad, "good": good, "slow": slow}
+    models = {
+        "m": ModelConfig(routes=["bad:x", "good:y"], price=Price(input=1.0)),
+        "hedged": ModelConfig(routes=["slow:x", "good:y"], hedge=0.01, hedge_budget=1.0),
+    }
+    router = Router(endpoints, models, seed=1)
     llm.use_models(router)
     try:
         assert await llm.text("hi", model="m") == "hello"
+        assert await llm.text("hi", model="hedged") == "hello"
         assert [piece async for piece in llm.stream("hi", model="good:y")]
     finally:
         llm.use_models(None)

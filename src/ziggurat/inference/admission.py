@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 
 from ziggurat.clock import Clock
 from ziggurat.errors import Overloaded
@@ -14,18 +15,25 @@ from ziggurat.inference.limits.tickets import Demand, Ticket
 from ziggurat.inference.routes import Route
 from ziggurat.inference.tokens import TokenEstimator
 from ziggurat.program.context import current_attempt
-from ziggurat.records import Prompt
+from ziggurat.records import PRIORITY_LOWEST, Prompt
 from ziggurat.telemetry.catalogue import GATE_SECONDS
 from ziggurat.units import human_seconds
+
+#: Seconds that a hedge may wait at a gate: one that waits longer helps nobody.
+HEDGE_PATIENCE = 0.25
+#: True for the second of two attempts that are made at a time (`hedging.py`).
+hedging: ContextVar[bool] = ContextVar("ziggurat_hedging", default=False)
 
 
 class Entry:
     """An attempt that was let in: its ticket, its reservation, what it was estimated to cost, and where the hour's meter stood."""
 
-    __slots__ = ("cost", "hold", "meter", "place", "ticket")
+    __slots__ = ("cost", "hedge", "hold", "meter", "place", "ticket")
 
     def __init__(self, ticket: Ticket, hold: str, cost: Cost | None, meter: float) -> None:
         self.ticket, self.hold, self.cost, self.meter = ticket, hold, cost, meter
+        #: True for an attempt that was made because another one took long.
+        self.hedge = hedging.get()
         #: Where the attempt is made, once it is known.
         self.place: Endpoint | None = None
 
@@ -49,6 +57,10 @@ class Admission:
         The money first: a call that cannot be paid must not wait in a line. Raises BudgetExceeded, PastSoft.
         """
         caller, by = current_caller(), current_attribution()
+        priority, patience = caller.priority, caller.patience
+        if hedging.get():
+            # Last of all who draw on the limits, and not for long.
+            priority, patience, past_soft = PRIORITY_LOWEST, HEDGE_PATIENCE, False
         hold, cost = "", None
         likely = self._tokens.likely(shaped, route.upstream)
         if self.budgets.limits(caller):
@@ -62,21 +74,21 @@ class Admission:
             tokens=float(likely),
             upstream=route.upstream,
             namespace=by.namespace,
-            priority=caller.priority,
+            priority=priority,
             key=caller.key,
             limits=caller.limits,
         )
         try:
             ticket = gate.ticket(demand)
             if not ticket.begun:
-                async with asyncio.timeout(caller.patience):
+                async with asyncio.timeout(patience):
                     await gate.wait(ticket)
         except BaseException as error:
             self.budgets.settle(hold, 0.0)
             if not isinstance(error, TimeoutError):
                 raise
             raise Overloaded(
-                f"The limits that the call is under had no room for it within {human_seconds(caller.patience or 0.0)}: those of the "
+                f"The limits that the call is under had no room for it within {human_seconds(patience or 0.0)}: those of the "
                 f"endpoint {route.lane.endpoint.name!r}, its model, the tenant or the key. Send it again later, or raise them."
             ) from None
         now = self._clock.monotonic()

@@ -55,7 +55,7 @@ class Call:
         self.needs = needs
         #: Tells of the call as a span; None while nothing traces.
         self.told = told
-        self._options, self._clock, self._rng, self._pause = options, clock, rng, pause
+        self._options, self._clock, self._rng, self.pause = options, clock, rng, pause
         self.standings = [Standing(route) for route in routes]
         #: The replicas that were asked.
         self._places: set[str] = set()
@@ -64,6 +64,8 @@ class Call:
         if attempt is not None and attempt.info.deadline is not None:
             self._total = min(self._total, attempt.info.deadline - clock.time())
         self._deadline = clock.monotonic() + self._total
+        #: True once an attempt of the call was hedged.
+        self.hedged = False
         #: True if no cheaper model is left to ask.
         self.downgraded = False
         self._rule_out()
@@ -119,6 +121,12 @@ class Call:
             self._places.add(place.replica)
         return place
 
+    def second(self, standing: Standing, now: float) -> Standing:
+        """Return where to send the call a second time: another replica, the next route that is ready, or else the same place."""
+        if standing.route.lane.endpoint.choices(self._places):
+            return standing
+        return next((s for s in self.standings if s is not standing and not s.out and s.wait(now) <= 0), standing)
+
     async def next(self) -> Standing:
         """Wait until a route is ready, and return it. Raises the call's last error when none is left, or none in time."""
         while True:
@@ -141,7 +149,7 @@ class Call:
             if wait >= self._deadline - now:
                 raise self.out_of_time(wait)
             own = standing.not_before - now >= wait
-            await self._pause(wait if own or wait < LOOK_AGAIN else self._rng.uniform(LOOK_AGAIN, min(wait, 2 * LOOK_AGAIN)))
+            await self.pause(wait if own or wait < LOOK_AGAIN else self._rng.uniform(LOOK_AGAIN, min(wait, 2 * LOOK_AGAIN)))
 
     def judge(self, standing: Standing, error: InferenceError | ConfigurationError) -> None:
         """Decide what an error of a route means: return to go on with `next`, or raise it as the call's end."""

@@ -28,6 +28,7 @@ from ziggurat.inference import telling
 from ziggurat.inference.admission import Admission, Entry
 from ziggurat.inference.answers import Answers
 from ziggurat.inference.calls import Call
+from ziggurat.inference.hedging import Hedges
 from ziggurat.inference.identity import new_id
 from ziggurat.inference.interface import Endpoint, Limits, ModelConfig
 from ziggurat.inference.ledger import current_attribution
@@ -97,6 +98,7 @@ class Router(ModelCaller):
         self.admission = Admission(self.tokens, self.budgets, self.clock)
         self.residency = residency or Residency()
         self._shadows = Shadows(self._bought)
+        self._hedges = Hedges(self.clock)
         #: Recalls answers that need not be bought twice, where there is a place for them.
         self.answers: Answers | None = None
         #: Follows the switches of aliases, where there are any to follow.
@@ -159,6 +161,8 @@ class Router(ModelCaller):
                     standing = await call.next()
                     await standing.route.prepare()
                     try:
+                        if call.config is not None and call.config.hedge is not None:
+                            return await self._hedges.answer(call, standing, attempt)
                         return await attempt(standing.route)
                     except PastSoft:
                         call.downgrade(self._table.of(self.budgets.options.downgrade))
@@ -184,7 +188,11 @@ class Router(ModelCaller):
             await standing.route.prepare()
             delivered = False
             try:
-                async with aclosing(self._attempt_stream(call, standing.route)) as chunks:
+                if call.config is not None and call.config.hedge is not None:
+                    attempt = self._hedges.stream(call, standing, self._attempt_stream)
+                else:
+                    attempt = self._attempt_stream(call, standing.route)
+                async with aclosing(attempt) as chunks:
                     async for chunk in chunks:
                         delivered = True
                         yield chunk
@@ -397,6 +405,7 @@ class Router(ModelCaller):
             status=status,
             switch=call.config.version if call.config is not None else 0,
             held_usd=held,
+            hedge=entry.hedge,
             replica=entry.place.replica if entry.place is not None else "",
         )
         if status == "ok":

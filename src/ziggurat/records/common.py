@@ -117,6 +117,8 @@ class CallRecord(Struct, frozen=True, omit_defaults=True, kw_only=True):
     held_usd: float = 0.0
     #: The replica that served it; empty for an endpoint of one place.
     replica: str = ""
+    #: True for a second request that was sent because the first one took long.
+    hedge: bool = False
 
 
 def encode(record: Struct) -> bytes:

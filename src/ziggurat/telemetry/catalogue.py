@@ -127,6 +127,12 @@ MODEL_RETRIES = _counter(
 FALLBACKS = _counter(
     "ziggurat_model_fallbacks_total", "Attempts at a route after another route of the same call had failed.", "alias"
 )
+HEDGES = _counter(
+    "ziggurat_model_hedges_total",
+    'Second requests of calls that took long: "won" answered first, "lost" did not, "failed" gave no answer.',
+    "alias",
+    "outcome",
+)
 GATE_SECONDS = _histogram(
     "ziggurat_model_limit_wait_seconds", "Time that a call waited for the limits of its endpoint.", "endpoint"
 )
