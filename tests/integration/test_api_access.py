@@ -56,6 +56,8 @@ MATRIX: dict[tuple[str, str], tuple[str, bool, Any]] = {
     ("POST", "/api/v1/deadletters/redrive"): ("operator", False, {"all": True}),
     ("POST", "/api/v1/deadletters/discard"): ("operator", False, {"all": True}),
     ("GET", "/api/v1/costs"): ("viewer", False, None),
+    ("GET", "/api/v1/budgets"): ("viewer", False, None),
+    ("GET", "/api/v1/limits"): ("viewer", False, None),
     ("GET", "/api/v1/schedules"): ("viewer", False, None),
     ("GET", "/api/v1/schedules/{name}"): ("viewer", False, None),
     ("PUT", "/api/v1/schedules/{name}"): ("operator", False, {"workflow": "wait_for_word", "cron": ["0 5 1 1 *"]}),

@@ -227,6 +227,11 @@ async def test_a_spent_budget_parks_the_run_until_it_is_resumed_with_more(server
         parked = await orchestrator.wait(name, PATIENCE)
         assert (parked.status, parked.usage.calls) == ("parked", 2)
         assert "$0.50 of its budget of $0.40" in parked.reason
+        assert parked.error is not None and (parked.error.run_id, parked.error.budget) == (name, f"run:{name}")
+        async with asyncio.timeout(60):  # Lists hear of it some moments later.
+            while not (listed := await orchestrator.list(RunFilter(status=("parked",), search=name))):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert [run.error for run in listed] == [parked.error]
         with pytest.raises(Conflict, match="parked"):
             await orchestrator.signal(name, "go", Raw(b"1"))
         await orchestrator.resume(name, budget_usd=10.0)

@@ -17,6 +17,7 @@ from ziggurat.assembly.models import script_models, use_models_in_child
 from ziggurat.assembly.modules import make_importable, open_registry
 from ziggurat.assembly.schedules import schedule_of
 from ziggurat.assembly.served import ServedWorkflow
+from ziggurat.assembly.standing import BudgetUse, EndpointUse, LimitsUse, LimitUse, Standing
 from ziggurat.assembly.switching import build_switches, follow_switches
 from ziggurat.assembly.system import System
 from ziggurat.assembly.temporal import links, look_at_temporal
@@ -24,8 +25,13 @@ from ziggurat.assembly.temporal import links, look_at_temporal
 __all__ = [
     "LOCAL_QUEUES",
     "Attachment",
+    "BudgetUse",
+    "EndpointUse",
+    "LimitUse",
+    "LimitsUse",
     "Mode",
     "ServedWorkflow",
+    "Standing",
     "StateSeen",
     "System",
     "attach",

@@ -33,6 +33,7 @@ from ziggurat.inference.identity import new_id
 from ziggurat.inference.interface import Endpoint, Limits, ModelConfig
 from ziggurat.inference.ledger import current_attribution
 from ziggurat.inference.limits.budgets import Baseline, BudgetOptions, Budgets, PastSoft
+from ziggurat.inference.limits.interface import Load
 from ziggurat.inference.limits.keeper import Keeper
 from ziggurat.inference.limits.process import ProcessStore
 from ziggurat.inference.needs import Residency, needs_of, unmet
@@ -221,6 +222,10 @@ class Router(ModelCaller):
     def routes(self, model: str) -> list[RouteView]:
         """Describe the routes of an alias as they stand. Raises ModelNotFound."""
         return self._table.views(model, self.clock.monotonic())
+
+    def loads(self) -> list[Load]:
+        """Return what this process has at the endpoints that it calls."""
+        return [load for lane in self._table.lanes.values() if (load := lane.gate.load()) is not None]
 
     def standing(self) -> tuple[dict[str, tuple[int, int]], dict[tuple[str, str], str]]:
         """Return calls under way and waiting by endpoint, and the breaker's state by endpoint and upstream model."""

@@ -22,6 +22,8 @@
     POST   /api/v1/deadletters/redrive|discard  Count  {ids} or {all: true}
     GET    /api/v1/schedules  /{name}      ScheduleList, ScheduleView; PUT, DELETE, POST pause|resume|trigger|backfill
     GET    /api/v1/costs                   CostList    ?by=workflow|model|day|tenant|…&since=&until=&workflow=&model=&run=
+    GET    /api/v1/budgets                 BudgetList  what may be spent, what is, and which runs are parked for it; ?namespace=
+    GET    /api/v1/limits                  LimitList   tokens and requests of the last minute, calls at a time, and who waits
     GET    /api/v1/queues /workers /models QueueList, WorkerList, ModelList: of the whole system, for keys of all namespaces
     GET    /api/v1/session                 Session     who calls: {name, role, namespace, via, csrf_token, whole_system}
     POST   /api/v1/session                 Session     {key}: log in, sets the cookie; DELETE logs out

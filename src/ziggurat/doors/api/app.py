@@ -9,7 +9,19 @@ from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 
 from ziggurat import __version__
-from ziggurat.doors.api import administration, health, inbox, looks, orders, runs, schedules, sessions, switching, uploads
+from ziggurat.doors.api import (
+    administration,
+    allowances,
+    health,
+    inbox,
+    looks,
+    orders,
+    runs,
+    schedules,
+    sessions,
+    switching,
+    uploads,
+)
 from ziggurat.doors.api.gate import COOKIE, Gate
 from ziggurat.doors.api.hub import Hub
 from ziggurat.doors.api.problems import RESPONSES, handle_errors
@@ -19,7 +31,7 @@ from ziggurat.doors.dashboard import add_dashboard
 
 PREFIX = "/api/v1"
 _ROUTERS = (
-    runs.router, orders.router, uploads.router, looks.router, inbox.router, schedules.router, switching.router,
+    runs.router, orders.router, uploads.router, looks.router, allowances.router, inbox.router, schedules.router, switching.router,
     sessions.router, administration.router,
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import cast
 from fastapi import Request
 
 from ziggurat import records
-from ziggurat.assembly import System, links
+from ziggurat.assembly import Standing, System, links
 from ziggurat.assembly.modules import AppRegistry
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.doors.api import shapes
@@ -35,6 +35,7 @@ class Hub:
         self.file = ControlFile(self.settings.resolve(self.settings.server.path))
         self.keyring = Keyring(self.file, self.clock)
         self.audit = AuditLog(self.file, self.clock)
+        self.standing = Standing(self.settings, system.models, self.clock)
         self.streams = Streams(system.orchestrator)
         self.bulk = Bulk(self.file, system.orchestrator, self.clock)
         self.webhooks = Webhooks(self.settings.server.webhooks, self.file, system.orchestrator, self.clock)
@@ -66,6 +67,7 @@ class Hub:
         await self.streams.close()
         await self.webhooks.close()
         await self.bulk.close()
+        self.standing.close()
         self.file.close()
 
     def note_unready(self, error: Exception) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Request
 
 from ziggurat.artifacts import Artifact
+from ziggurat.assembly import EndpointUse
 from ziggurat.assembly.ledgers import ledger_files
 from ziggurat.doors.api import shapes
 from ziggurat.doors.api import system_shapes as views
@@ -124,16 +125,17 @@ async def list_workers(request: Request) -> views.WorkerList:
 
 @router.get("/models", openapi_extra=_SYSTEM)
 async def list_models(request: Request) -> views.ModelList:
-    """List the models with their routes, as they stand in this process."""
+    """List the models with their routes: health as it stands in this process, calls of all that call the endpoint."""
     hub = hub_of(request)
     models = hub.system.models
     if models is None:
         return views.ModelList(models=[])
+    uses = {one.endpoint: one for one in (await asyncio.to_thread(hub.standing.limits)).endpoints}
     return views.ModelList(
         models=[
             views.ModelView(
                 alias=alias,
-                routes=[_route(hub, route) for route in models.routes(alias)],
+                routes=[_route(hub, route, uses.get(route.endpoint)) for route in models.routes(alias)],
                 weights=config.weights,
                 shadow=config.shadow,
                 version=config.version,
@@ -144,7 +146,7 @@ async def list_models(request: Request) -> views.ModelList:
     )
 
 
-def _route(hub: Hub, route: Any) -> views.RouteView:
+def _route(hub: Hub, route: Any, use: EndpointUse | None) -> views.RouteView:
     endpoint = hub.settings.inference.endpoints.get(route.endpoint)
     limits = {} if endpoint is None else {k: float(v) for k, v in endpoint.limits.model_dump().items() if v is not None}
     key = endpoint.api_key if endpoint is not None else None
@@ -153,9 +155,9 @@ def _route(hub: Hub, route: Any) -> views.RouteView:
         upstream=route.upstream,
         base_url=endpoint.base_url if endpoint is not None else "",
         breaker=route.breaker,
-        cooling=route.cooling,
-        in_flight=route.in_flight,
-        waiting=route.waiting,
+        cooling=max(route.cooling, use.cooling if use is not None else 0.0),
+        in_flight=max(route.in_flight, use.in_flight if use is not None else 0),
+        waiting=max(route.waiting, sum(use.waiting.values()) if use is not None else 0),
         input_usd_per_million=route.price.input if route.price is not None else None,
         output_usd_per_million=route.price.output if route.price is not None else None,
         limits=limits,

@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ziggurat.doors.cli import (
+    allowances,
     api_keys,
     artifacts,
     batch,
@@ -54,7 +55,7 @@ def _version(wanted: bool) -> None:
 
 
 #: Commands that answer from files of this machine: with --server they would answer for the wrong system.
-_OF_THIS_MACHINE = frozenset({"artifacts", "costs", "doctor", "keys", "models"})
+_OF_THIS_MACHINE = frozenset({"artifacts", "budgets", "costs", "doctor", "keys", "limits", "models"})
 
 
 @app.callback()
@@ -108,6 +109,8 @@ for _name, _command in (
     ("queues", queues.queues),
     ("workers", queues.workers),
     ("costs", costs.costs),
+    ("budgets", allowances.budgets),
+    ("limits", allowances.limits),
     ("doctor", doctor.doctor),
 ):
     app.command(_name)(_command)

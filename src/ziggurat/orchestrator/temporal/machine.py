@@ -333,7 +333,7 @@ class Machine:
         step.retry_at, step.heartbeat, step.dispatched = verdict.retry_at, outcome.heartbeat, False
         self._record("attempt_failed", retry_at=verdict.retry_at, detail=outcome.status, result=outcome.heartbeat, **fields)
         if outcome.error is not None and outcome.error.type == BUDGET_EXCEEDED and not self._held.status:
-            self._held = Held("parked", outcome.error.message)
+            self._held = Held("parked", outcome.error.message, outcome.error.budget)
         program = self._program
         if program is not None and program.finished is None and program.steps.get(step.number) is step:
             self._wait_to_retry(step)
@@ -396,7 +396,7 @@ class Machine:
                     continue
                 if step.kind == "task" and self._is_spent():
                     program.requests = requests[index:]
-                    self._held = Held("parked", spent_text(self.run))
+                    self._held = Held("parked", spent_text(self.run), f"run:{self.run.id}")
                     break
                 self._carry_out(step)
 

@@ -24,7 +24,7 @@ from ziggurat.orchestrator.embedded.execution import Mismatch, contradiction
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.orchestrator.temporal.telling import new_run_record
 from ziggurat.orchestrator.temporal.translate import Translator
-from ziggurat.orchestrator.temporal.verdict import run_error
+from ziggurat.orchestrator.temporal.verdict import BUDGET_EXCEEDED, run_error
 from ziggurat.orchestrator.temporal.wire import About, Held
 from ziggurat.queues.temporal_link import LinkOptions, unreachable
 from ziggurat.records import ErrorInfo, Event, Run, Usage
@@ -326,7 +326,7 @@ def _live(run: Run, reading: Reading) -> Run:
     if parked := reading.parked():
         return replace(run, status="parked", reason=parked)
     if held.status:
-        return replace(run, status=held.status, reason=held.reason)
+        return replace(run, status=held.status, reason=held.reason, error=_spent(held))
     reader, description = reading.translator, reading.description
     begins = description.HasField("pending_workflow_task") or not reading.last_good
     if begins or _is_busy(description) or reader.open_retries or reader.starting:
@@ -339,6 +339,14 @@ def _live(run: Run, reading: Reading) -> Run:
         parts.append("a timer")
     reason = f"waits for {' and '.join(parts)}" if parts else "waits for a signal"
     return replace(run, status="waiting", wake_at=wake, reason=reason)
+
+
+def _spent(held: Held) -> ErrorInfo | None:
+    """Return the spent budget that holds a run, as a failure; None if it is held for another reason."""
+    if not held.budget:
+        return None
+    owner = held.budget.partition(":")[2] if held.budget.startswith("run:") else ""
+    return ErrorInfo(type=BUDGET_EXCEEDED, message=held.reason, retryable=False, run_id=owner, budget=held.budget)
 
 
 def _ended(run: Run, reading: Reading, info: Any) -> Run:
@@ -374,7 +382,7 @@ def listed_run(info: Any) -> Run:
     run = new_run_record(info.execution.workflow_id, info.type.name, Raw(b"{}"), wire.Origin(about=about), started)
     status = status_of(info.status)
     if status == "running" and held.status:
-        run = replace(run, reason=held.reason)
+        run = replace(run, reason=held.reason, error=_spent(held))
         status = held.status
     return replace(
         run,

@@ -73,6 +73,6 @@ async def with_live_status(reader: Reader, runs: list[Run]) -> list[Run]:
                 now = await reader.live(run.id)
             except UnknownName:
                 return run
-        return replace(run, status=now.status, reason=now.reason, wake_at=now.wake_at)
+        return replace(run, status=now.status, reason=now.reason, wake_at=now.wake_at, error=now.error or run.error)
 
     return list(await asyncio.gather(*(look(run) for run in runs)))

@@ -110,6 +110,8 @@ class Held(Struct, frozen=True, omit_defaults=True):
 
     status: Literal["", "paused", "parked"] = ""
     reason: str = ""
+    #: The budget that was spent, if that is why; see `BudgetExceeded.budget`.
+    budget: str = ""
 
 
 class Resume(Struct, frozen=True, omit_defaults=True):

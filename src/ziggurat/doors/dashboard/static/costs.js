@@ -4,7 +4,7 @@ import { count, empty, fill, h, money } from "./dom.js";
 import { bars } from "./plot.js";
 
 const SPANS = [["1", "24 hours"], ["7", "7 days"], ["30", "30 days"], ["", "all time"]];
-const GROUPS = [["workflow", "Workflow"], ["model", "Model"], ["endpoint", "Endpoint"], ["namespace", "Tenant"]];
+const GROUPS = [["workflow", "Workflow"], ["model", "Model"], ["endpoint", "Endpoint"], ["tenant", "Tenant"]];
 
 export function costsPage({ main, params, act, every }) {
   let days = params.get("days") ?? "7";
