@@ -2,17 +2,19 @@
 import { get, query } from "./api.js";
 import { count, empty, fill, h, money } from "./dom.js";
 import { bars } from "./plot.js";
+import { budgetsPanel } from "./budgets.js";
 
 const SPANS = [["1", "24 hours"], ["7", "7 days"], ["30", "30 days"], ["", "all time"]];
 const GROUPS = [["workflow", "Workflow"], ["model", "Model"], ["endpoint", "Endpoint"], ["tenant", "Tenant"]];
 
-export function costsPage({ main, params, act, every }) {
+export function costsPage({ main, me, params, act, every }) {
   let days = params.get("days") ?? "7";
   let by = params.get("by") || "workflow";
+  const budgets = budgetsPanel({ me, act });
   const chips = h("div.chips", { role: "group", "aria-label": "Time" });
   const total = h("div.big"), plot = h("div"), table = h("div"), groups = h("div.chips", { role: "group", "aria-label": "Group by" });
   fill(main, h("div.head", h("div", h("h1", "Costs"), h("p.lede", "Model calls of runs and of the gateway, from the ledger."))), chips,
-    h("div.panel", h("p.soft.small", "In all"), total, plot), groups, table);
+    h("div.panel", h("p.soft.small", "In all"), total, plot), groups, table, budgets.element);
   const chip = (label, on, choose) => h("button.chip", { type: "button", "aria-pressed": String(on), onclick: choose }, label);
   const change = () => { history.replaceState(null, "", `#/costs${query({ days, by })}`); act(refresh); };
 
@@ -33,4 +35,5 @@ export function costsPage({ main, params, act, every }) {
         [one.calls, one.input_tokens, one.cached_tokens, one.output_tokens, one.unanswered].map((n) => h("td.num", count(n))))))))) : h("div.panel", empty("No model call yet", "Calls appear here as soon as they are recorded.")));
   }
   every(10000, refresh);
+  every(5000, budgets.refresh);
 }

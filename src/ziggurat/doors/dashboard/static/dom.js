@@ -18,6 +18,7 @@ export function h(what, props = {}, ...children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "class") for (const one of value.split(" ")) one && element.classList.add(one);
     else if (name === "width%") element.style.width = `${value}%`;
+    else if (name === "left%") element.style.left = `${value}%`;
     else if (!svg && ["value", "checked", "disabled", "hidden", "selected", "open"].includes(name)) element[name] = value;
     else element.setAttribute(name, value === true ? "" : value);
   }

@@ -1,18 +1,20 @@
 // Models: where each alias is served, how its routes are doing, and what they allow and cost.
 import { get, part, post, putJson } from "./api.js";
+import { limitsPanel } from "./limits.js";
 import { ask, count, empty, field, fill, h, local, money, pill, span } from "./dom.js";
 
 // How a breaker stands, in a word.
 const HEALTH = { closed: "well", open: "broken", "half-open": "tried" };
 
 export function modelsPage({ main, me, every, act }) {
-  const list = h("div");
-  fill(main, h("div.head", h("div", h("h1", "Models"), h("p.lede", "Aliases that programs name, and their routes in the order in which they are tried, as this process sees them."))), list);
+  const list = h("div"), limits = limitsPanel();
+  fill(main, h("div.head", h("div", h("h1", "Models"), h("p.lede", "Aliases that programs name, and their routes in the order in which they are tried."))), list, limits.element);
   async function refresh() {
     const { models } = await get("/models");
     fill(list, models.length ? models.map((model) => one(model, me.may("operator") && repoint, back)) : h("div.panel", empty("No model is configured", "Add one under ", h("code", "[inference.models]"), ".")));
   }
   every(2000, refresh);
+  every(2000, limits.refresh);
 
   const back = (model) => act(() => post(`/models/${part(model.alias)}/rollback`), `${model.alias} is what it was before`).then(refresh);
 
