@@ -119,6 +119,12 @@ PROGRAM = '''
 
 
     @workflow
+    async def consult(question: str) -> str:
+        """Ask a library that answers one question at a time, and takes its time."""
+        return await llm.text(question, model="library")
+
+
+    @workflow
     async def bind(books: int) -> int:
         """Bind books with a task that one kind of worker does not know."""
         return await sew(books)
@@ -146,10 +152,22 @@ SETTINGS = """
     [inference.endpoints.press]
     kind = "scripted"
     options = {{ latency = 0.2, tokens_per_second = 200 }}
+    limits = {{ tokens_per_minute = 20000, requests_per_minute = 240, concurrency = 8 }}
     [inference.endpoints.press.prices]
     "house-model" = {{ input = "$3", output = "$15" }}
+    [inference.endpoints.library]
+    kind = "scripted"
+    options = {{ latency = 3600.0 }}
+    limits = {{ concurrency = 1 }}
     [inference.models.fast]
     routes = ["press:house-model"]
+    [inference.models.library]
+    routes = ["library:archive"]
+    [inference.budgets]
+    call = "$0.50"
+    day = "$5"
+    workflows = {{ publish = "$0.01" }}
+    tenants = {{ "*" = "$2" }}
     [schedules.morning]
     workflow = "read_aloud"
     input = {{ words = 5 }}

@@ -44,9 +44,8 @@ def limits(config: Config = None, as_json: AsJson = False) -> None:
         if one.in_flight or one.waiting or one.cooling:
             waits = ", ".join(f"{count} of priority {priority}" for priority, count in one.waiting.items() if count)
             cooling = f"; left alone for {human_seconds(one.cooling)} after a 429" if one.cooling else ""
-            say(
-                f"{one.endpoint}: {one.in_flight} call{'' if one.in_flight == 1 else 's'} under way, {f'waiting {waits}' if waits else 'none waits'}{cooling}"
-            )
+            under_way = f"{one.in_flight} call{'' if one.in_flight == 1 else 's'} under way"
+            say(f"{one.endpoint}: {under_way}, {f'waiting {waits}' if waits else 'none waits'}{cooling}")
     if found.trouble:
         say(f"Nothing is known to be in use: {found.trouble}")
     elif settings.queue.backend == "memory" and not settings.inference.limits.store:

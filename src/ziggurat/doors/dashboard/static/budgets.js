@@ -40,7 +40,7 @@ export function budgetsPanel({ me, act }) {
         h("td", pill(one.status)), h("td.break", { title: one.reason }, whose(one)),
         h("td.num", money(one.spent_usd), one.budget_usd !== null && h("span.soft", ` of ${money(one.budget_usd)}`)),
         h("td", one.budget_usd !== null && h("div.meter", { class: one.spent_usd >= one.budget_usd ? "over" : one.spent_usd >= 0.8 * one.budget_usd ? "near" : "", "aria-hidden": "true" }, h("span", { "width%": Math.min(100, (100 * one.spent_usd) / Math.max(1e-12, one.budget_usd)) }))),
-        h("td.right", one.status === "parked" && me.may("operator") && h("button.small", { type: "button", "aria-label": `Resume ${one.run}`, onclick: () => resume(one) }, "Resume")))))));
+        h("td.right", one.status === "parked" && me.may("operator") && h("button.small", { type: "button", "aria-label": `Resume ${one.run}`, onclick: () => resume(one) }, "Resume"))))))));
   }
 
   async function resume(one) {
