@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from tests.conformance.redis_servers import FLAVOURS, REDIS_7, REDIS_8, RedisServer, free_port, opened_queue, running
+from tests.conformance.redis_servers import FLAVOURS, REDIS_7, REDIS_8, RedisServer, opened_queue, running
 from tests.conftest import missing_service
+from tests.ports import free_port
 from ziggurat.errors import QueueUnavailable
 from ziggurat.queues.backends.redis_streams import RedisQueue
 from ziggurat.records import Delivery, Depth, Message

@@ -26,7 +26,7 @@ from tests.conftest import missing_service
 from ziggurat.queues.backends.sqlite import SqliteQueue
 from ziggurat.queues.interface import QueueOptions
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 SEEDS = range(1, 1 + int(os.environ.get("ZIGGURAT_CHAOS_SEEDS") or 1))
 #: The first seed of the long storms, and the hours for which they go on; at least one is fought through.

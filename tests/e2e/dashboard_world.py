@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,10 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from tests.conftest import missing_service
 from tests.e2e.conftest import Project
+from tests.ports import free_port
 
 #: Milliseconds after which something that must come has not come.
-PATIENCE = 45_000
+PATIENCE = 90_000
 #: Where the pictures of the documentation go when DASHBOARD_PICTURES is set.
 PICTURES = Path(__file__).parents[2] / "docs" / "img"
 
@@ -239,9 +239,7 @@ def browser() -> Iterator[Browser]:
 
 def begin(project: Project, *, server: str = "") -> str:
     """Write the project, serve it, and return its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     project.write("house.py", PROGRAM)
     project.write("ziggurat.toml", SETTINGS.format(port=port, server=server))
     project.begin("serve", "--no-workers")

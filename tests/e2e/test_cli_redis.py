@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from msgspec import Raw
 
-from tests.conformance.redis_servers import REDIS_8, RedisServer, free_port, opened_queue, running
+from tests.conformance.redis_servers import REDIS_8, RedisServer, opened_queue, running
 from tests.conftest import missing_service
 from tests.e2e.conftest import Finished, Project
+from tests.ports import free_port
 from ziggurat.records import Lane, Message
 
 ROOT = Path(__file__).parents[2]

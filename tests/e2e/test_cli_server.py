@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Project
+from tests.e2e.conftest import HUNG, Project
+from tests.ports import free_port
 
 PROGRAM = """
     import asyncio, pathlib
@@ -47,9 +48,7 @@ class Served:
 
     def __init__(self, project: Project, away: Project) -> None:
         self.project, self.away = project, away
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.away.environ["ZIGGURAT_SERVER"] = self.url
         self.serve()
@@ -67,7 +66,7 @@ class Served:
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         told = {"content-type": "application/json", **(headers or {})}
         request = urllib.request.Request(f"{self.url}/api/v1{path}", data, told, method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=HUNG) as answer:
             return json.loads(answer.read())
 
 
@@ -159,7 +158,7 @@ def test_a_stream_goes_on_behind_its_last_event_when_its_server_was_killed(serve
     while True:
         request = urllib.request.Request(f"{served.url}/api/v1/runs/q/events", headers={"last-event-id": last} if last else {})
         kind = ""
-        with urllib.request.urlopen(request, timeout=60) as stream:
+        with urllib.request.urlopen(request, timeout=HUNG) as stream:
             for line in stream:
                 name, _, value = line.decode().strip().partition(": ")
                 if name == "id":
@@ -189,6 +188,7 @@ def test_a_bulk_order_outlives_its_server(served: Served) -> None:
     count = 60
     for number in range(count):
         served.ask("POST", "/runs", {"workflow": "ask", "input": {"question": "?"}, "id": f"q{number}"})
+    served.project.until(lambda: served.ask("GET", "/runs/counts")["counts"] == {"waiting": count}, "all of them wait")
     order = served.ask("POST", "/bulk", {"verb": "cancel", "status": ["waiting", "running"], "reason": "enough", "id": "all"})
     served.kill()
     served.serve()
@@ -218,6 +218,6 @@ def test_serving_says_when_its_port_is_taken_and_what_extra_is_missing(project: 
     hide = "import sys; sys.modules['fastapi'] = None; from ziggurat.doors.cli import main; main(['serve'])"
     done = subprocess.run(
         [project.command()[0].replace("ziggurat", "python"), "-c", hide],
-        cwd=project.folder, env=project.environ, capture_output=True, text=True, timeout=60, check=False,
+        cwd=project.folder, env=project.environ, capture_output=True, text=True, timeout=HUNG, check=False,
     )  # fmt: skip
     assert done.returncode == 2 and "pip install 'ziggurat-agents[server]'" in done.stderr

@@ -31,7 +31,7 @@ PAGES = (
     "access",
 )
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 expect.set_options(timeout=PATIENCE)
 
 
@@ -261,17 +261,29 @@ def test_no_page_scrolls_sideways_on_a_phone(world: World) -> None:
     world.picture(page, "phone")
 
 
+def go_by_keys(page: Any, keys: str, heading: str) -> None:
+    """Press two keys of which the second counts for a moment after the first: on a busy machine that takes more than one try."""
+    for last in (False, False, True):
+        for key in keys:
+            page.keyboard.press(key)
+        try:
+            expect(page.get_by_role("heading", name=heading, exact=True)).to_be_visible(timeout=PATIENCE if last else 5_000)
+        except AssertionError:
+            if last:
+                raise
+        else:
+            return
+
+
 def test_it_works_from_the_keyboard(world: World) -> None:
     page = world.open("runs")
     expect(page.locator("tbody tr.link").first).to_be_visible()
-    page.keyboard.press("g")
-    page.keyboard.press("c")
-    expect(page.get_by_role("heading", name="Costs")).to_be_visible()
-    page.keyboard.press("g")
-    page.keyboard.press("r")
+    go_by_keys(page, "gc", "Costs")
+    go_by_keys(page, "gr", "Runs")
     expect(page.locator("tbody tr.link").first).to_be_visible()
     page.keyboard.press("/")
     page.keyboard.type("lost-book")
+    expect(page).to_have_url(re.compile("search=lost-book"))
     expect(page.locator("tbody tr.link")).to_have_count(1)
     page.locator("h1").click()
     page.keyboard.press("j")

@@ -7,7 +7,6 @@ import gc
 import gzip
 import json
 import logging
-import socket
 import ssl
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from tests.ports import free_port
 from ziggurat.errors import (
     AuthenticationFailed,
     EndpointFailed,
@@ -359,13 +359,6 @@ async def _collected(up: Endpoint) -> Any:
 
 
 # -- no connection ---------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.mark.parametrize("streamed", [False, True])

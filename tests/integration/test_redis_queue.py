@@ -23,7 +23,6 @@ from tests.conformance.redis_servers import (
     REDIS_8,
     RedisServer,
     find_binary,
-    free_port,
     running,
     running_cluster,
 )

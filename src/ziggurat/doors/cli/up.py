@@ -118,7 +118,7 @@ class _View:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
                 with contextlib.suppress(Exception):  # The last look is a courtesy.
-                    self._show(await looks.look())
+                    self._show(await looks.look(last=True))
 
     def hurry(self) -> None:
         """Leave the terminal as it was: the next signal ends this process without asking anyone."""

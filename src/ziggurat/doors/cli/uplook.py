@@ -132,13 +132,13 @@ class Looks:
         self._newest: tuple[Run, ...] = ()
         self._drain_until: float | None = None
 
-    async def look(self) -> UpLook:
-        """Return the system as it is now. What cannot be seen is left as it was, and said."""
+    async def look(self, *, last: bool = False) -> UpLook:
+        """Return the system as it is now. What cannot be seen is left as it was, and said. The last look counts the runs in any case."""
         system, now = self._system, time.monotonic()
         troubles: list[str] = []
         try:
             async with asyncio.timeout(5.0):
-                await self._look_at_runs(system.orchestrator, now)
+                await self._look_at_runs(system.orchestrator, now, last)
         except (ZigguratError, TimeoutError) as error:
             troubles.append(str(error) or "The orchestrator does not answer.")
         try:
@@ -177,8 +177,8 @@ class Looks:
             facts=self._facts,
         )
 
-    async def _look_at_runs(self, orchestrator: Orchestrator | None, now: float) -> None:
-        if orchestrator is None or now < self._count_at:
+    async def _look_at_runs(self, orchestrator: Orchestrator | None, now: float, last: bool) -> None:
+        if orchestrator is None or (now < self._count_at and not last):
             return
         self._runs = await orchestrator.count(RunFilter())
         open_ = await orchestrator.list(RunFilter(status=UNDER_WAY, limit=RUNS_SHOWN))

@@ -185,7 +185,7 @@ function showKeys() {
   ask({ title: "Keys", action: "Fine", body: h("dl.facts", rows.map(([keys, what]) => [h("dt", keys.split(/\s+/).map((key) => [h("kbd", key), " "])), h("dd", what)])) });
 }
 
-let pending = "";
+let pending = "", forget = 0;
 addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, textarea, select, dialog");
   if (!me || typing || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -196,7 +196,7 @@ addEventListener("keydown", (event) => {
     return;
   }
   const search = main.querySelector("input[type=search]");
-  if (event.key === "g") { pending = "g"; setTimeout(() => { pending = ""; }, 1500); }
+  if (event.key === "g") { pending = "g"; clearTimeout(forget); forget = setTimeout(() => { pending = ""; }, 1500); }
   else if (event.key === "/" && search) { event.preventDefault(); search.focus(); }
   else if (event.key === "t") turnTheme();
   else if (event.key === "?") showKeys();

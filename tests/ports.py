@@ -1,0 +1,35 @@
+"""Ports that stay free until the test's server takes them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import socket
+import tempfile
+from pathlib import Path
+
+#: Below what Linux gives to outgoing connections (net.ipv4.ip_local_port_range begins at 32768) and above well-known servers: a port
+#: that the kernel chose, by binding to 0, could be any connection's a moment later.
+_FIRST, _LAST = 20_000, 32_000
+#: Held open for the life of this process, so that no other process of the tests gets the same port.
+_held: list[int] = []
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface on which nobody listens, and which no other test gets while this process lives."""
+    folder = Path(tempfile.gettempdir()) / f"ziggurat-ports-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    # Whatever a test has made of `random`, this must not be alike in two processes.
+    for port in random.SystemRandom().sample(range(_FIRST, _LAST), 1_000):
+        claim = os.open(folder / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with contextlib.suppress(OSError):
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+            _held.append(claim)
+            return port
+        os.close(claim)
+    raise RuntimeError("No port is free on the loopback interface.")
