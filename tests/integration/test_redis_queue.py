@@ -28,6 +28,7 @@ from tests.conformance.redis_servers import (
 )
 from tests.conformance.redis_servers import opened_queue as opened
 from tests.conftest import missing_service
+from tests.ports import free_port
 from ziggurat.clock import SystemClock
 from ziggurat.errors import QueueUnavailable
 from ziggurat.queues.backends import redis_streams
