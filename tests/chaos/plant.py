@@ -23,7 +23,7 @@ from ziggurat.orchestrator.remote import RemoteOrchestrator
 
 ROOT = Path(__file__).parents[2]
 #: Seconds for a process to come up on a busy machine.
-UP = 60.0
+UP = 120.0
 
 T = TypeVar("T")
 

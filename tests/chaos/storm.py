@@ -148,9 +148,9 @@ class Storm:
         try:
             async with asyncio.timeout(self.scale.limit):
                 await self._start_runs()
-                await self._until_ended(raging)
                 if trouble is not None:
-                    await raging
+                    await raging  # It may start more runs until its end.
+                await self._until_ended(raging)
         except TimeoutError:
             raise AssertionError(f"{self!r}\nThe runs did not end: {await self._report()}") from None
         finally:

@@ -224,7 +224,7 @@ async def test_a_fork_from_anywhere_ends_alike(seed: int, caplog: pytest.LogCapt
             for name, value in world.signals:
                 with contextlib.suppress(Conflict):
                     await engine.signal(forked, name, Raw(str(value).encode()), signal_id=name)
-            ended = await engine.wait(forked, 20.0)
+            ended = await engine.wait(forked, 60.0)
             assert (ended.status, ended.result) == (original.status, original.result), f"before step {step}: {ended.reason}"
             history = await engine.history(forked)
             forked_at = next(event.seq for event in history if event.kind == "run_forked")

@@ -32,8 +32,10 @@ pytestmark = pytest.mark.chaos
 ROOT = Path(__file__).parent.parent.parent
 #: Random seeds of the killing; ZIGGURAT_CHAOS_SEEDS asks for more.
 SEEDS = range(1, 1 + int(os.environ.get("ZIGGURAT_CHAOS_SEEDS") or 2))
+#: Seconds of a lease that a killed or frozen worker loses. Long enough for its heir to settle what it took, on a busy machine too.
+LEASE = 3.0
 #: Seconds after which a test that has not come to its end is stuck.
-LIMIT = 90.0
+LIMIT = 150.0
 
 
 #: Faults take their time to pass.
@@ -107,7 +109,8 @@ async def test_a_server_that_comes_late_is_waited_for(server: RedisServer) -> No
 @pytest.mark.parametrize("how", ["kill", "stop"])
 async def test_a_restart_leaves_no_call_stuck_and_loses_nothing(how: str) -> None:
     with durable(REDIS_8) as server:
-        async with opened(server.url, lease=1.0) as queue:
+        # A lease that outlasts the restart, or the waiting call would be given what is held.
+        async with opened(server.url, lease=LIMIT) as queue:
             await queue.send(messages(3))
             held = await take(queue, 3)
             waiting: list[asyncio.Task[Any]] = [
@@ -121,11 +124,9 @@ async def test_a_restart_leaves_no_call_stuck_and_loses_nothing(how: str) -> Non
             during = asyncio.create_task(queue.extend(held))
             await asyncio.sleep(0.3)
             server.start()
-            # The lease may have run out meanwhile; the call comes back either way.
-            lost = await asyncio.wait_for(during, LIMIT)
-            kept = [it for it in held if it.message.id not in lost]
+            assert await asyncio.wait_for(during, LIMIT) == set()
             await queue.cancel(ids(held))
-            await queue.settle([(it, outcome_of(it)) for it in kept])
+            assert await queue.settle([(it, outcome_of(it)) for it in held]) == set()
             await queue.send([last := message()])
             assert ids(await asyncio.wait_for(waiting[0], LIMIT)) == [last.id]
             for task in waiting[1:]:
@@ -136,16 +137,17 @@ async def test_a_restart_leaves_no_call_stuck_and_loses_nothing(how: str) -> Non
 async def test_a_frozen_server_makes_calls_give_up_and_they_work_again_when_it_thaws(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ziggurat.queues.backends.redis_connection.ANSWER_TIMEOUT", 0.5)
     async with opened(server.url, patience=0.5) as queue:
         waiting = asyncio.create_task(take(queue, 1))
         await asyncio.sleep(0.1)
         server.pause()
         try:
-            with pytest.raises(QueueUnavailable, match="cannot be reached"):
-                await queue.send(messages(1))
-            with pytest.raises(QueueUnavailable):
-                await waiting
+            with monkeypatch.context() as patch:
+                patch.setattr("ziggurat.queues.backends.redis_connection.ANSWER_TIMEOUT", 0.5)
+                with pytest.raises(QueueUnavailable, match="cannot be reached"):
+                    await queue.send(messages(1))
+                with pytest.raises(QueueUnavailable):
+                    await waiting
         finally:
             server.resume()
         await queue.send([it := message()])
@@ -378,8 +380,8 @@ def hands(url: str, lease: float) -> Iterator[Hands]:
 
 
 async def test_a_killed_workers_messages_come_back_on_an_idle_queue(server: RedisServer) -> None:
-    async with opened(server.url, lease=1.0) as queue:
-        with hands(server.url, 1.0) as workers:
+    async with opened(server.url, lease=LEASE) as queue:
+        with hands(server.url, LEASE) as workers:
             await queue.send(messages(5))
             victim = workers.start("hold")
             await until(lambda: _true(len(workers.told("t")) == 5))
@@ -392,8 +394,8 @@ async def test_a_killed_workers_messages_come_back_on_an_idle_queue(server: Redi
 
 
 async def test_a_frozen_worker_is_refused_when_it_wakes(server: RedisServer) -> None:
-    async with opened(server.url, lease=1.0) as queue:
-        with hands(server.url, 1.0) as workers:
+    async with opened(server.url, lease=LEASE) as queue:
+        with hands(server.url, LEASE) as workers:
             await queue.send(messages(5))
             zombie = workers.start("hold")
             await until(lambda: _true(len(workers.told("t")) == 5))

@@ -32,7 +32,7 @@ SEEDS = range(1, 1 + int(os.environ.get("ZIGGURAT_CHAOS_SEEDS") or 1))
 #: The first seed of the long storms, and the hours for which they go on; at least one is fought through.
 FIRST_SEED = int(os.environ.get("ZIGGURAT_CHAOS_SEED") or 100)
 HOURS = float(os.environ.get("ZIGGURAT_CHAOS_HOURS") or 0)
-SHORT = Scale(tasks=150, seconds=1.0, poisons=1, faults=10, gap=1.5, limit=100.0)
+SHORT = Scale(tasks=150, seconds=1.0, poisons=1, faults=10, gap=1.5, limit=300.0)
 FULL = Scale(tasks=2_000, seconds=3.0, poisons=4, faults=60, gap=3.0, limit=900.0)
 LEASE, DELIVERIES = 1.5, 6
 FULL_LEASE, FULL_DELIVERIES = 3.0, 8
@@ -77,7 +77,7 @@ async def weather_redis(folder: Path, seed: int, scale: Scale, lease: float, del
         print(await storm.check())
         assert storm.server is not None
         async with opened_queue(storm.server.url, lease=lease, max_deliveries=deliveries) as queue:
-            async with asyncio.timeout(60.0):
+            async with asyncio.timeout(120.0):
                 while any(it.ready or it.leased or it.delayed for it in (await queue.depth()).values()):  # noqa: ASYNC110
                     await asyncio.sleep(0.2)
             letters = await queue.dead_letters()
@@ -105,7 +105,7 @@ async def weather_sqlite(folder: Path, seed: int, scale: Scale, lease: float, de
     queue = SqliteQueue(folder / "queue.db", QueueOptions(lease=lease, max_deliveries=deliveries))
     await queue.open()
     try:
-        async with asyncio.timeout(60.0):
+        async with asyncio.timeout(120.0):
             while any(it.ready or it.leased or it.delayed for it in (await queue.depth()).values()):  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
         letters = await queue.dead_letters()

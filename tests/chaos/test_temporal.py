@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,9 +123,9 @@ async def _all_finish(site: Site, faults: list[Callable[[], None]]) -> None:
             for number in range(RUNS):
                 payload = msgspec.Raw(msgspec.json.encode({"run": f"r{number}"}))
                 await orchestrator.start(StartRequest(workflow="flow", payload=payload, id=f"r{number}", entry="chaotic:flow"))
-            give_up = time.monotonic() + 60
-            while not site.log.exists() and time.monotonic() < give_up:  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
+            async with asyncio.timeout(PATIENCE):
+                while not site.log.exists():  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
             for fault in faults:
                 await asyncio.sleep(1.5)
                 await asyncio.to_thread(fault)

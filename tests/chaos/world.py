@@ -25,7 +25,7 @@ from ziggurat.workers.options import WorkerOptions
 from ziggurat.workers.worker import Worker
 
 #: Seconds that one life of an engine may take before the test gives up.
-LIFE_LIMIT = 30.0
+LIFE_LIMIT = 120.0
 
 
 class Fault(sqlite3.OperationalError):
@@ -70,7 +70,7 @@ class World:
         self.lives += 1
         if self.queue is None or not keep_queue:
             await self.close_queue()
-            self.queue = MemoryQueue(QueueOptions(lease=0.25))
+            self.queue = MemoryQueue(QueueOptions(lease=0.25, max_deliveries=1_000))
             await self.queue.open()
         self.recorded.append((len(self.log.lines()), recorded_steps(self.state)))
         engine = EmbeddedOrchestrator(self.state, self.queue, Registry(), options=self.options)

@@ -84,7 +84,7 @@ class RedisServer:
             return [
                 *lines,
                 f"sentinel monitor mymaster 127.0.0.1 {self.sentinel.port} 1",
-                "sentinel down-after-milliseconds mymaster 300",
+                "sentinel down-after-milliseconds mymaster 1500",
                 "sentinel failover-timeout mymaster 2000",
             ]
         settings = {"save": '""', "appendonly": "no"} | {name.replace("_", "-"): value for name, value in self.options.items()}
@@ -128,7 +128,7 @@ class RedisServer:
             os.kill(self._process.pid, signal.SIGCONT)
             self._process.send_signal(how)
             try:
-                self._process.wait(10)
+                self._process.wait(60)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait(10)

@@ -17,7 +17,7 @@ from ziggurat.doors.api.server import ApiServer, serving
 from ziggurat.settings import Settings
 
 #: Seconds after which a test has hung.
-PATIENCE = 30.0
+PATIENCE = 90.0
 
 
 class Answer:

@@ -220,11 +220,13 @@ async def test_a_login_is_a_cookie_and_its_verbs_need_the_token(caller: Caller) 
         assert (await browser.get("/runs")).status == 401
 
 
-async def test_wrong_logins_are_slowed_down(caller: Caller) -> None:
-    statuses = [(await caller.post("/session", {"key": f"zk_{n}"})).status for n in range(7)]
-    assert statuses == [401] * 5 + [429] * 2
-    answer = await caller.post("/session", {"key": caller.server.hub.keyring.create("k", "viewer")[1]})
-    assert answer.status == 429 and int(answer.headers["retry-after"]) > 0
+async def test_wrong_logins_are_slowed_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ziggurat.doors.api.gate.LOGIN_EVERY", 3600.0)
+    async with api(tmp_path, wait_for_word, auth="always") as caller:
+        statuses = [(await caller.post("/session", {"key": f"zk_{n}"})).status for n in range(7)]
+        assert statuses == [401] * 5 + [429] * 2
+        answer = await caller.post("/session", {"key": caller.server.hub.keyring.create("k", "viewer")[1]})
+        assert answer.status == 429 and int(answer.headers["retry-after"]) > 0
 
 
 async def test_every_verb_is_audited_refused_ones_too(caller: Caller) -> None:

@@ -11,8 +11,9 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from tests.integration.api_server import Caller, api
+from tests.integration.api_server import PATIENCE, Caller, api
 from tests.integration.test_api_runs import PROGRAM, Boxes, ask_someone, read_document
+from tests.ports import free_port
 from ziggurat.client import Client, Handle
 from ziggurat.errors import AccessDenied, Conflict, InvalidData, LayerUnreachable, RunFailed, UnknownName
 from ziggurat.orchestrator.http.client import HttpOrchestrator
@@ -38,7 +39,7 @@ async def test_a_program_starts_runs_elsewhere_and_gets_their_results(client: Cl
     handle: Handle[Any] = await client.start_with(
         "anywhere:read_document", {"title": "x", "pages": 3}, id="one", tags={"a": "b"}, budget="$1"
     )
-    assert await handle.result(20) == {"pages": 3}
+    assert await handle.result(PATIENCE) == {"pages": 3}
     # With the workflow itself at hand, its arguments are checked before they leave.
     with pytest.raises(InvalidData):
         await client.start(ask_someone, 5)
@@ -53,7 +54,7 @@ async def test_a_program_starts_runs_elsewhere_and_gets_their_results(client: Cl
 async def test_records_come_over_the_wire_as_they_are(client: Client, caller: Caller) -> None:
     await client.start_with(read_document, {"title": "broken"}, id="bad")
     away, here = client.attachment.orchestrator, caller.server.hub.orchestrator
-    await away.wait("bad", 20)
+    await away.wait("bad", PATIENCE)
 
     def plain(value: object) -> object:
         # Moments travel to the microsecond.
@@ -67,7 +68,7 @@ async def test_records_come_over_the_wire_as_they_are(client: Client, caller: Ca
     assert [(e.seq, e.kind, e.name, e.error, e.attempt, round(e.at, 5)) for e in theirs] == [
         (e.seq, e.kind, e.name, e.error, e.attempt, round(e.at, 5)) for e in ours
     ]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         # Counts are those of the file, which hears of an end a moment later than those who wait for it.
         while await away.count(RunFilter()) != {"failed": 1}:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -81,12 +82,12 @@ async def test_every_verb_works_and_fails_as_at_home(client: Client) -> None:
     assert (await handle.info()).reason == "lunch"
     await handle.resume(budget="$2")
     await handle.signal("answer", "Because.")
-    assert await handle.result(20) == "Why? Because."
+    assert await handle.result(PATIENCE) == "Why? Because."
     with pytest.raises(Conflict, match="cannot be resumed"):
         await handle.resume()
     forked = await handle.fork(1, input={"question": "How?"}, id="q2")
     await forked.cancel("enough")
-    assert (await forked.wait(20)).status == "cancelled"
+    assert (await forked.wait(PATIENCE)).status == "cancelled"
     with pytest.raises(Conflict, match="only a failed run"):
         await forked.retry()
     with pytest.raises(UnknownName, match="'nobody'"):
@@ -96,7 +97,7 @@ async def test_every_verb_works_and_fails_as_at_home(client: Client) -> None:
     with pytest.raises(InvalidData, match="document"):
         await client.start_with("read_document", {"pages": 1})
     with pytest.raises(RunFailed, match="no pages in"):
-        await (await client.start_with("read_document", {"title": "broken"})).result(20)
+        await (await client.start_with("read_document", {"title": "broken"})).result(PATIENCE)
     assert await client.purge(status="cancelled") == 1
     assert [run.id for run in await client.runs(workflow="ask_someone")] == ["q"]
     assert await client.dead_letters() == []
@@ -111,7 +112,7 @@ async def test_any_id_can_be_reached(client: Client, caller: Caller) -> None:
     assert (await handle.info()).id == odd
     assert [event.kind for event in await handle.history()] == ["run_started"]
     await handle.signal("answer", "yes")
-    assert await handle.result(20) == "? yes"
+    assert await handle.result(PATIENCE) == "? yes"
     assert [event.kind for event in await handle.history()][-1] == "run_completed"
 
 
@@ -147,15 +148,17 @@ async def test_a_waiter_times_out_and_the_run_goes_on(client: Client) -> None:
     handle: Handle[Any] = await client.start_with("ask_someone", {"question": "?"})
     with pytest.raises(TimeoutError):
         await handle.wait(0.2)
-    assert await handle.status() == "waiting"
+    async with asyncio.timeout(PATIENCE):
+        while await handle.status() != "waiting":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_a_watcher_outlives_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Boxes.empty()
     seen: list[int] = []
-    async with api(tmp_path, *PROGRAM) as first:
-        port = first.server.port
+    port = free_port()
+    async with api(tmp_path, *PROGRAM, port=port) as first:
         client = Client.connect(first.server.url)
         await client.__aenter__()
         handle: Handle[Any] = await client.start_with("ask_someone", {"question": "Still there?"}, id="patient")
@@ -170,8 +173,8 @@ async def test_a_watcher_outlives_its_server(tmp_path: Path, monkeypatch: pytest
             await asyncio.sleep(0.01)
     async with api(tmp_path, *PROGRAM, port=port):
         await handle.signal("answer", "Yes.")
-        await asyncio.wait_for(watching, 20)
-        assert await handle.result(20) == "Still there? Yes."
+        await asyncio.wait_for(watching, PATIENCE)
+        assert await handle.result(PATIENCE) == "Still there? Yes."
         assert seen == sorted(set(seen)) and len(seen) == (await handle.info()).events
         await client.__aexit__()
 

@@ -18,7 +18,7 @@ from ziggurat.doors.gateway.callers import Caller
 from ziggurat.doors.gateway.keyring import create_key, revoke_key
 from ziggurat.errors import ConfigurationError, LayerUnreachable
 from ziggurat.records import Prompt
-from ziggurat.testing.models import FaultyUpstream, Reply
+from ziggurat.testing.models import FaultyUpstream, Reply, event
 
 TOOL = {
     "type": "function",
@@ -27,7 +27,7 @@ TOOL = {
 
 
 async def until(true: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not true():  # noqa: ASYNC110 - what is waited for happens in aiohttp and in the gateway, which tell nobody.
             await asyncio.sleep(0.005)
 
@@ -190,7 +190,7 @@ async def test_a_client_that_sends_too_slowly_is_let_go(tmp_path: Path) -> None:
     async with world(tmp_path, read_timeout=0.2) as w:
         reader, writer = await asyncio.open_connection("127.0.0.1", w.gateway.port)
         writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             head = await reader.readuntil(b"\r\n")
         writer.close()
     assert b"408" in head
@@ -201,7 +201,7 @@ async def test_a_client_that_never_ends_its_head_is_let_go(tmp_path: Path, monke
     async with world(tmp_path) as w:
         reader, writer = await asyncio.open_connection("127.0.0.1", w.gateway.port)
         writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nX-Slow: 1")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             rest = await reader.read()
         writer.close()
     assert rest == b""
@@ -261,7 +261,7 @@ async def test_an_upstream_that_stays_limited_is_a_429_with_the_time_to_wait(tmp
 
 async def test_a_silent_upstream_is_a_504_and_held_as_maybe_billed(tmp_path: Path) -> None:
     upstream = FaultyUpstream(faults={"timeout": 1.0})
-    async with world(tmp_path, upstream, endpoint={"timeouts": {"total": 0.2}}) as w:
+    async with world(tmp_path, upstream, endpoint={"timeouts": {"total": 1.0}}) as w:
         status, body, headers = await w.chat(stream=True)
     assert (status, body["error"]["code"], headers["x-should-retry"]) == (504, "upstream_timeout", "false")
     (row,) = w.bill()
@@ -371,7 +371,7 @@ async def test_a_revoked_key_stops_working_and_does_not_open_the_door(tmp_path: 
     async with world(tmp_path) as w:
         assert (await w.post("/chat/completions", body, **bearer(key)))[0] == 200
         revoke_key(path, "alice", 2.0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             status = 200
             while status == 200:
                 status, _, _ = await w.post("/chat/completions", body, **bearer(key))
@@ -414,17 +414,27 @@ async def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
 
 
 async def test_draining_ends_what_is_under_way_and_refuses_the_rest(tmp_path: Path) -> None:
-    upstream = FaultyUpstream(lambda prompt, asked: Reply(text="word " * 20, first_token=0.0, per_token=0.02))
-    async with world(tmp_path, upstream) as w:
+    go_on = asyncio.Event()
+
+    async def held(request: web.Request, prompt: Prompt) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(event({"content": "word"}))
+        await go_on.wait()
+        await response.write(event({}, finish="stop") + b"data: [DONE]\n\n")
+        return response
+
+    async with world(tmp_path, FaultyUpstream(raw=held)) as w:
         running = asyncio.create_task(w.events())
         await until(lambda: w.gateway.in_flight == 1)
-        draining = asyncio.create_task(w.gateway.drain(10))
+        draining = asyncio.create_task(w.gateway.drain(60))
         await until(lambda: w.gateway.draining)
         status, body, headers = await w.chat()
         async with w.http.get(f"http://127.0.0.1:{w.gateway.port}/readyz") as response:
             ready = response.status
         async with w.http.get(f"http://127.0.0.1:{w.gateway.port}/healthz") as response:
             alive = response.status
+        go_on.set()
         events = await running
         assert await draining
     assert (status, body["error"]["code"], headers["Retry-After"]) == (503, "draining", "1")

@@ -58,12 +58,12 @@ def administrator(server: RedisServer) -> Any:
 
 async def until(holds: Callable[[], Any]) -> None:
     """Wait for something on the server that tells nobody."""
-    for _ in range(3_000):
+    for _ in range(9_000):
         found = holds()
         if await found if inspect.isawaitable(found) else found:
             return
         await asyncio.sleep(0.01)
-    pytest.fail("it has not come about in half a minute")
+    pytest.fail("it has not come about in a minute and a half")
 
 
 async def works(queue: RedisQueue) -> None:
@@ -182,7 +182,7 @@ async def test_a_slot_that_moves_to_another_node_is_followed() -> None:
                 assert node.command("CLUSTER", "SETSLOT", slot, "NODE", new_id) == b"+OK\r\n"
             sent = message()
             await queue.send([sent])
-            assert ids(await asyncio.wait_for(waiting, 30)) == [sent.id]
+            assert ids(await asyncio.wait_for(waiting, 60)) == [sent.id]
 
 
 async def test_sentinels_lead_to_the_primary_also_after_a_failover(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ async def test_sentinels_lead_to_the_primary_also_after_a_failover(tmp_path: Pat
         stack.callback(sentinel.kill)
         sentinel.start()
         url = f"sentinel://127.0.0.1:{free_port()},127.0.0.1:{sentinel.port}/mymaster"
-        async with opened(url, patience=60.0, lease=1.0) as queue:
+        async with opened(url, patience=60.0, lease=5.0) as queue:
             await works(queue)
             held, kept, later = messages(3)
             await queue.send([held])
@@ -241,7 +241,7 @@ async def test_a_lane_of_waiting_work_is_never_trimmed_and_survives_a_restart(se
     server.stop()
     server.options |= {"appendonly": "yes", "appendfsync": "always"}
     server.start()
-    async with opened(server.url, lease=1.0) as queue:
+    async with opened(server.url, lease=3.0) as queue:
         sent = messages(1_500)
         await queue.send(sent)
         await queue.send(delayed := messages(3), delay=0.2)
@@ -259,7 +259,9 @@ async def test_a_lane_of_waiting_work_is_never_trimmed_and_survives_a_restart(se
         assert await queue.settle([(it, outcome_of(it)) for it in leased]) == set(ids(leased))
         outcomes: Counter[str] = Counter()
         while len(outcomes) < 1_503:
-            outcomes.update(outcome.message for outcome in await queue.outcomes(500, 1.0))
+            fetched = await queue.outcomes(500, 1.0)
+            outcomes.update(outcome.message for outcome in fetched)
+            await queue.ack_outcomes(fetched)
         assert set(outcomes.values()) == {1}
 
 
@@ -323,13 +325,13 @@ async def test_a_message_that_this_version_cannot_read_becomes_a_dead_letter_and
         await redis.hdel("{ziggurat}:ids", strange.id)
         # As a newer process would have sent it.
         await queue._server.run("send", -1, 0, 1, "default/3/default/", strange.id, 1, msgspec.json.encode(changed))
-        taken = await queue.receive(["default"], 10, worker="w", wait=5.0)
+        taken = await queue.receive(["default"], 10, worker="w", wait=60.0)
         assert ids(taken) == [neighbour.id]
         while not (letters := await queue.dead_letters()):
             assert await queue.receive(["default"], 10, worker="w", wait=0.5) == []
         assert letters[0].id == strange.id
         assert "version 2" in letters[0].reason
-        (outcome,) = await queue.outcomes(10, 5.0)
+        (outcome,) = await queue.outcomes(10, 60.0)
         assert (outcome.message, outcome.status, outcome.run, outcome.step) == (strange.id, "dead", strange.run, strange.step)
         assert await queue.redrive([strange.id]) == 1
 
@@ -397,14 +399,14 @@ class _Skewed(SystemClock):
 @pytest.mark.parametrize("skew", [-600.0, 600.0])
 async def test_a_client_whose_clock_is_minutes_off_does_no_harm(any_server: RedisServer, skew: float) -> None:
     async with (
-        opened(any_server.url, lease=1.0, clock=_Skewed(skew)) as off,
-        opened(any_server.url, lease=1.0) as right,
+        opened(any_server.url, lease=4.0, clock=_Skewed(skew)) as off,
+        opened(any_server.url, lease=4.0) as right,
     ):
         await off.send(messages(2))
         await off.send([later := message()], delay=0.3)
         (first, second) = await off.receive(["default"], 2, worker="off", wait=5.0)
         assert await right.receive(["default"], 5, worker="right", wait=0.0) == []
-        assert abs(first.leased_until - off._clock.time()) <= 1.5, "a lease's end is told by the clock of the one who holds it"
+        assert abs(first.leased_until - off._clock.time()) <= 4.5, "a lease's end is told by the clock of the one who holds it"
         assert ids(await right.receive(["default"], 5, worker="right", wait=10.0)) == [later.id]
         assert await off.settle([(first, outcome_of(first))]) == set()
         while not (returned := await right.receive(["default"], 5, worker="right", wait=1.0)):
@@ -413,9 +415,9 @@ async def test_a_client_whose_clock_is_minutes_off_does_no_harm(any_server: Redi
         assert await off.settle([(second, outcome_of(second))]) == {second.message.id}
         for sender, receiver in ((off, right), (right, off)):
             await sender.send([message(deadline=sender._clock.time() + 60, queue="timed")])
-            (timed,) = await receiver.receive(["timed"], 1, worker="w", wait=5.0)
+            (timed,) = await receiver.receive(["timed"], 1, worker="w", wait=60.0)
             assert timed.message.deadline is not None
-            assert abs(timed.message.deadline - receiver._clock.time() - 60) < 5.0, (
+            assert abs(timed.message.deadline - receiver._clock.time() - 60) < 30.0, (
                 "a deadline is told by the clock of the one who keeps it"
             )
             await receiver.settle([(timed, outcome_of(timed))])
@@ -429,8 +431,10 @@ async def scripts_run(redis: Any) -> int:
     return sum(int(stats.get(f"cmdstat_{name}", {}).get("calls", 0)) for name in ("evalsha", "eval"))
 
 
-async def test_a_batch_is_one_round_trip_for_every_verb(any_server: RedisServer) -> None:
-    # A long lease, so that the keeper's own calls are rare enough to be told apart.
+async def test_a_batch_is_one_round_trip_for_every_verb(any_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The keeper's own calls would be counted too.
+    monkeypatch.setattr(redis_streams, "GLANCE", 3600.0)
+    monkeypatch.setattr(redis_streams, "RECLAIM_MOST", 3600.0)
     async with opened(any_server.url, lease=600.0) as queue, administrator(any_server) as redis:
 
         async def trips(doing: Any) -> tuple[int, Any]:
@@ -451,12 +455,13 @@ async def test_a_batch_is_one_round_trip_for_every_verb(any_server: RedisServer)
             spent["ack"], _ = await trips(queue.ack_outcomes(outcomes))
             spent["missing"], _ = await trips(queue.missing(ids(taken)))
             spent["cancel"], _ = await trips(queue.cancel(ids(taken)))
-        # The keeper, which looks once a second, may do so in between.
+        # The keeper looks once when the queue opens, and perhaps once more.
         assert sum(spent.values()) <= len(spent) + 3, spent
 
 
 async def test_one_message_wakes_one_waiting_call(any_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_streams, "GLANCE", 3600.0)
+    monkeypatch.setattr(redis_streams, "RECLAIM_MOST", 3600.0)
     async with opened(any_server.url, lease=600.0) as queue, administrator(any_server) as redis:
         waiting = [asyncio.create_task(queue.receive(["default"], 10, worker=f"w{i}", wait=60.0)) for i in range(20)]
 
@@ -466,7 +471,7 @@ async def test_one_message_wakes_one_waiting_call(any_server: RedisServer, monke
         await until(all_wait)
         before = await scripts_run(redis)
         await queue.send([message()])
-        done, waiting_on = await asyncio.wait(waiting, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        done, waiting_on = await asyncio.wait(waiting, timeout=60, return_when=asyncio.FIRST_COMPLETED)
         assert (len(done), len(waiting_on)) == (1, 19)
         # The send, the look of the one that was woken, and perhaps the keeper.
         assert await scripts_run(redis) - before <= 3
@@ -475,7 +480,7 @@ async def test_one_message_wakes_one_waiting_call(any_server: RedisServer, monke
             task.cancel()
         await asyncio.gather(*list(waiting_on)[:18], return_exceptions=True)
         await queue.send([last := message()])
-        assert ids(await asyncio.wait_for(list(waiting_on)[18], 10)) == [last.id]
+        assert ids(await asyncio.wait_for(list(waiting_on)[18], 60)) == [last.id]
 
 
 async def test_large_batches_are_refused_or_taken_as_a_whole(any_server: RedisServer) -> None:

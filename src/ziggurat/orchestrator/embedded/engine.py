@@ -376,7 +376,7 @@ class EmbeddedOrchestrator(Orchestrator):
     # -- looking --------------------------------------------------------------------------------------------------
 
     async def get(self, run: str) -> Run:
-        return self._stored(run)
+        return await self._viewer.get(run)
 
     async def list(self, where: RunFilter) -> builtins.list[Run]:
         return await self._viewer.list(where)

@@ -6,6 +6,7 @@ The writer commits in its own thread; what is to happen after a commit is called
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +38,8 @@ class Journal:
         self._waits: set[asyncio.Future[Any]] = set()
         self._failure: StateUnusable | None = None
         self._open = True
+        #: Writes that were handed over and are not known to be on the disk yet.
+        self._under_way = 0
 
     async def close(self) -> None:
         """Commit what is queued and close the file. Nothing is called back any more."""
@@ -53,6 +56,7 @@ class Journal:
     def write(self, write: Write) -> None:
         """Hand a write to the writer. After a failure nothing is written: the next open reads the truth."""
         if self._failure is None:
+            self._under_way += 1
             self.writer.add(write)
 
     async def durable(self, write: Write) -> None:
@@ -84,8 +88,18 @@ class Journal:
         finally:
             self._waits.discard(future)
 
+    async def settled(self) -> None:
+        """Wait until what was written so far is in the file; not for a writer that has failed, which writes nothing more."""
+        if self._under_way and self._open:
+            with contextlib.suppress(LayerUnreachable):
+                await self.durable(Write())
+
     async def read(self, read: Callable[[Reader], T]) -> T:
-        """Do a long read beside the event loop, on a connection of its own. Raises StateUnusable."""
+        """Do a long read beside the event loop, on a connection of its own. Raises StateUnusable.
+
+        Nothing is missing that this process showed before: a run that was seen to wait is among those that wait.
+        """
+        await self.settled()
         return await asyncio.to_thread(self._read, read)
 
     def _read(self, read: Callable[[Reader], T]) -> T:
@@ -110,6 +124,7 @@ class Journal:
     # -- on the event loop ------------------------------------------------------------------------------------------
 
     def _on_committed(self, batch: list[Write]) -> None:
+        self._under_way -= len(batch)
         for write in batch:
             if write.done is None or not self._open:
                 continue

@@ -38,6 +38,13 @@ class Viewer:
         resident = self._driver.residents.get(run)
         return resident.run if resident is not None else self.row(run)[1]
 
+    async def get(self, run: str) -> Run:
+        """Return a run's record; an end is shown once it is on the disk. Raises UnknownName."""
+        resident = self._driver.residents.get(run)
+        if resident is not None and resident.finishing:
+            await self._journal.settled()
+        return self.stored(run)
+
     async def list(self, where: RunFilter) -> builtins.list[Run]:
         """Return runs without payloads and results, newest first."""
         found = await self._journal.read(lambda reader: reader.runs(where))
