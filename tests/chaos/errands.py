@@ -10,8 +10,10 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any, cast
 
 from ziggurat import Retry, heartbeat, task, task_info, workflow
+from ziggurat.program.context import current_attempt
 from ziggurat.testing.programs import SideLog, mix
 
 #: Names the file to which every task appends what it does.
@@ -27,10 +29,10 @@ class Mishap(Exception):
 
 
 def note(what: str) -> None:
-    """Append [moment, what, step, attempt, process] to the log."""
-    info = task_info()
+    """Append [moment, what, step, attempt, process, epoch of the delivery] to the log."""
+    info, attempt = task_info(), cast(Any, current_attempt())
     if _log is not None:
-        _log.add(time.time(), what, info.idempotency_key, info.attempt, os.getpid())
+        _log.add(time.time(), what, info.idempotency_key, info.attempt, os.getpid(), attempt.delivery.epoch)
 
 
 @task(retry=Retry(4, initial="10ms", jitter=0))

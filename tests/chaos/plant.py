@@ -61,6 +61,8 @@ class Plant:
         self.orchestrator: subprocess.Popen[bytes] | None = None
         self.workers: list[subprocess.Popen[bytes]] = []
         self.frozen: list[subprocess.Popen[bytes]] = []
+        #: Which processes were thawed, and when.
+        self.thaws: list[tuple[int, float]] = []
         #: How many workers were started, and exit codes of those that ended by themselves.
         self.started = 0
         self.ended: list[int] = []
@@ -121,6 +123,7 @@ class Plant:
     def thaw(self, worker: subprocess.Popen[bytes]) -> None:
         if worker in self.frozen:
             self.frozen.remove(worker)
+            self.thaws.append((worker.pid, time.time()))
             worker.send_signal(signal.SIGCONT)
 
     def reap(self) -> int:
