@@ -64,6 +64,9 @@ class TemporalServer:
                     "--db-filename", str(self._folder / "temporal.db"), "--log-level", "error",
                     # By default a timer of any length fires up to a second late, which most of the tests' time would go to.
                     "--dynamic-config-value", 'history.timerProcessorMaxTimeShift="1ms"',
+                    # By default a deletion waits for up to half a minute, until the server has noted that the run's end is dealt with.
+                    "--dynamic-config-value", 'history.transferProcessorUpdateAckInterval="1s"',
+                    "--dynamic-config-value", 'history.visibilityProcessorUpdateAckInterval="1s"',
                     # Made with the server, they are there at once; added later, after seconds.
                     *(f"--search-attribute={name}={type_}" for name, type_ in SEARCH_ATTRIBUTES.items()),
                 ],

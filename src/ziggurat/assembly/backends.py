@@ -128,7 +128,7 @@ def _build_orchestrator(
                 temporal_link(settings),
                 queue,
                 registry,
-                options=temporal_options(settings),
+                options=temporal_options(settings, stay=stay),
                 clock=clock,
                 payloads=payloads,
                 drive=drive,

@@ -35,8 +35,8 @@ def temporal_link(settings: Settings) -> Any:
     )
 
 
-def temporal_options(settings: Settings) -> Any:
-    """Return how the orchestrator on Temporal behaves (`TemporalOptions`)."""
+def temporal_options(settings: Settings, *, stay: bool) -> Any:
+    """Return how the orchestrator on Temporal behaves (`TemporalOptions`). One that is to `stay` cleans up behind runs."""
     from ziggurat.orchestrator.temporal.options import TemporalOptions
 
     orchestrator = settings.orchestrator
@@ -46,6 +46,9 @@ def temporal_options(settings: Settings) -> Any:
         history_limit=min(orchestrator.history_limit, defaults.history_limit),
         lease=settings.queue.lease,
         native=settings.queue.backend == "temporal",
+        cleans=stay,
+        retention=orchestrator.retention,
+        artifact_grace=settings.artifacts.grace,
         # Three looks in a lease, so that one that is late loses nothing.
         relay=min(defaults.relay, settings.queue.lease / 4),
     )

@@ -84,6 +84,9 @@ DEAD_LETTER = LogEvent(
     "step",
     "attempt",
 )
+RUNS_NOT_PURGED = LogEvent(
+    "orchestrator.runs_not_purged", "warning", "Runs past their retention could not be purged and will be later: {error}"
+)
 RUNS_PURGED = LogEvent("orchestrator.runs_purged", "info", "{runs} runs that ended more than {age} ago were purged.")
 STATE_FAILED = LogEvent("orchestrator.state_failed", "error", "{error} The engine stops; what was recorded is safe.")
 SEND_REFUSED = LogEvent(
@@ -115,8 +118,8 @@ ARTIFACTS_SWEPT = LogEvent("orchestrator.artifacts_swept", "info", "{objects} st
 ARTIFACTS_OF_ANOTHER = LogEvent(
     "orchestrator.artifacts_of_another",
     "warning",
-    "The artifact store {store} is cleaned up by another system, so nothing is deleted from it here; give each system a place of its own "
-    "in [artifacts] url.",
+    "The artifact store {store} is cleaned up by another system, which takes what runs here have stored for left behind, and nothing is "
+    "deleted from it here; give each system a place of its own in [artifacts] url.",
 )
 SCHEDULE_FAILED = LogEvent("orchestrator.schedule_failed", "error", "The schedule {schedule} could not start a run: {error}")
 SCHEDULE_UNDECIDED = LogEvent(

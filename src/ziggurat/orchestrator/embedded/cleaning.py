@@ -2,8 +2,8 @@
 
 An object goes when its last run is purged. What was stored and never recorded, because a process died in between or an upload was not
 used, is found by listing the store: older than the grace period and without a row in `artifacts`. The first sweep waits until outcomes
-that gathered on the queue have been recorded. A store is only ever swept by the state file that claimed it first: two systems that share
-a place by mistake lose nothing.
+that gathered on the queue have been recorded. A store is only ever swept by the state file that claimed it first: each system needs a
+place of its own, and one that finds a place taken says so.
 """
 
 from __future__ import annotations

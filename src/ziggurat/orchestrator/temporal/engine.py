@@ -2,6 +2,7 @@
 
     TemporalOrchestrator ─┬─ Reader, Follower, Listing    what there is, read from the server
                           ├─ Surgery                      retry and fork: a new execution from recorded events
+                          ├─ Cleaner                      runs past their retention, artifacts that no run refers to
                           └─ Hosting                      workflow workers and the relay, where runs are driven
 
 Any number of processes may open it at once, to drive runs or only to control them.
@@ -34,6 +35,7 @@ from ziggurat.orchestrator.recording import Recording
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.orchestrator.temporal.awaiting import Awaiting
 from ziggurat.orchestrator.temporal.carriage import Carriage
+from ziggurat.orchestrator.temporal.cleaning import Cleaner
 from ziggurat.orchestrator.temporal.commands import Placement
 from ziggurat.orchestrator.temporal.following import Follower
 from ziggurat.orchestrator.temporal.hosting import Hosting
@@ -117,6 +119,10 @@ class TemporalOrchestrator(Orchestrator):
         self.schedules = TemporalSchedules(
             client, self.link, self.registry, self.clock, self.payloads, self.start, searchable=self.searchable
         )
+        grace, retention = self.options.artifact_grace, self.options.retention
+        self.cleaner = Cleaner(
+            client, self.link, self._listing, self.payloads.library, self.clock, grace=grace, retention=retention
+        )
         if not self._drive:
             return
         guard.install()
@@ -137,6 +143,8 @@ class TemporalOrchestrator(Orchestrator):
             raise
         self._hosting = hosting
         self._tasks = [asyncio.create_task(self._take_progress(), name="ziggurat-progress")]
+        if self.options.cleans:
+            self._tasks.append(asyncio.create_task(self.cleaner.run(), name="ziggurat-cleaner"))
 
     async def close(self) -> None:
         """Let go. Runs go on in other processes, or at the next open."""

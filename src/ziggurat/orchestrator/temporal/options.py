@@ -22,6 +22,11 @@ class TemporalOptions(Struct, frozen=True, kw_only=True):
     sticky: float = 5.0
     #: How often the relay sends heartbeats for what is on our queue, and looks for what the queue has lost.
     relay: float = 5.0
+    #: Whether this process looks after what ended runs leave behind, how long ended runs are kept (None: as long as the namespace keeps
+    #: them), and how long stored objects that no run refers to.
+    cleans: bool = False
+    retention: float | None = None
+    artifact_grace: float = 86_400.0
     #: How often someone who waits for a run looks whether it is parked, at first and at most.
     look: float = 0.5
     look_most: float = 10.0
