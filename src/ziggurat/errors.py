@@ -45,6 +45,7 @@ ZigguratError
 
 Control (BaseException)           flow of the engine; `except Exception` in user code must not swallow it
 ├── ContinueAsNew
+├── Deferred                      an attempt waits for an answer that comes later, and is made again then
 └── NotDurable                    a workflow did something that a replay cannot repeat
 """
 
@@ -317,6 +318,16 @@ class ContinueAsNew(Control):
         self.payload = payload
         self.args_ = args
         self.kwargs = kwargs or {}
+
+
+class Deferred(Control):
+    """Ends an attempt of a task: a model call of it is answered later. The attempt is made again after `retry_after` seconds, which is no
+    failure; what it had bought by then is taken from the journal.
+    """
+
+    def __init__(self, why: str, *, seconds: float) -> None:
+        super().__init__(f"It waits for {why}.")
+        self.retry_after = seconds
 
 
 class NotDurable(Control):

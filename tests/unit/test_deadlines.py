@@ -9,7 +9,7 @@ import pytest
 
 from ziggurat import llm
 from ziggurat.errors import ConfigurationError, InvalidData
-from ziggurat.inference.answers import _digest
+from ziggurat.inference.answers import digest_of
 from ziggurat.program.llm import _prompt, use_models
 from ziggurat.testing.clock import START, FakeClock
 from ziggurat.testing.models import scripted_models
@@ -46,7 +46,7 @@ def test_the_moment_itself_is_no_option() -> None:
 
 
 def test_an_answer_does_not_depend_on_its_deadline() -> None:
-    assert _digest(_prompt("x", "fast", {"deadline": "6h"})) == _digest(_prompt("x", "fast", {}))
+    assert digest_of(_prompt("x", "fast", {"deadline": "6h"})) == digest_of(_prompt("x", "fast", {}))
 
 
 async def test_a_call_with_a_deadline_is_answered_where_there_is_nothing_to_wait_for() -> None:

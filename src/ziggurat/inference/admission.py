@@ -104,12 +104,13 @@ class Admission:
         """Put what an attempt cost, or may have cost, in the place of what was reserved."""
         self.budgets.settle(entry.hold, cost_usd)
 
-    def estimate(self, route: Route, shaped: Prompt, tokens: int | None = None) -> Cost:
+    def estimate(self, route: Route, shaped: Prompt, tokens: int | None = None, *, batch: bool = False) -> Cost:
         """Return what an attempt will cost by its prompt, its max_tokens and the route's prices."""
         now, upstream = self._clock.time(), route.upstream
         inputs, outputs = self._tokens.most(shaped, upstream, route.context)
         prompt = self._tokens.prompt(shaped, upstream)
         likely = max(0, (self._tokens.likely(shaped, upstream) if tokens is None else tokens) - prompt)
         return Cost(
-            likely=route.tariff.estimate(prompt, min(likely, outputs), now), most=route.tariff.estimate(inputs, outputs, now)
+            likely=route.tariff.estimate(prompt, min(likely, outputs), now, batch=batch),
+            most=route.tariff.estimate(inputs, outputs, now, batch=batch),
         )

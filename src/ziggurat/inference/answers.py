@@ -3,7 +3,8 @@
 **The journal.** A worker that is killed after three of five model calls leaves its message to another, which runs the task from its
 beginning. Each answer was noted under the attempt, the request and how often it was asked, so that whoever runs the attempt
 again takes the three from the journal and buys the other two. Their records come with them: the killed worker could not tell of its
-bills, and a record has an id, so that they are in the ledger once. An attempt that failed is another matter: its successor may need
+bills, and a record has an id, so that they are in the ledger once. So it is with an attempt that ended to wait for an answer, and is
+made again when that is there. An attempt that failed is another matter: its successor may need
 another answer, and asks anew.
 
 **The cache.** `cache="1h"` on a call gives the answer of an equal request of the same tenant, if there is one that old or younger. Equal
@@ -85,19 +86,24 @@ class Answers:
         self._store, self._seal, self._journal = store, seal, journal
         self._silent = False
 
+    @property
+    def journal(self) -> bool:
+        """True if the answers that an attempt gets are noted."""
+        return self._journal
+
     def place(self, prompt: Prompt) -> Place | None:
         """Return where the answer of a call is kept, or None if it is not."""
         attempt = current_attempt()
         if prompt.cache is not None:
             tenant = attempt.info.namespace if attempt is not None else "default"
-            return Place(f"cache:{tenant}:{_digest(prompt)}", prompt.cache, cached=True)
+            return Place(f"cache:{tenant}:{digest_of(prompt)}", prompt.cache, cached=True)
         if not self._journal or attempt is None or not attempt.info.run:
             return None
-        digest = _digest(prompt)
+        digest = digest_of(prompt)
         info = attempt.info
         # How often this very request was asked, and not the place of the call: calls side by side come in any order.
         nth = attempt.asked(digest)
-        key = f"call:{info.idempotency_key}.{info.attempt}:{digest}:{nth}"
+        key = f"call:{info.idempotency_key}.{info.attempt - info.deferred}:{digest}:{nth}"
         return Place(key, JOURNAL_KEPT, cached=False)
 
     async def recall(self, place: Place) -> Completion | None:
@@ -111,6 +117,8 @@ class Answers:
         attempt: AttemptContext | None = current_attempt()
         if attempt is not None and answer.call is not None:
             attempt.record_call(answer.call)
+        if attempt is not None and attempt.info.deferred:
+            await self.keep(place, answer)  # It waits for another answer, perhaps for longer than notes are kept.
         return answer
 
     async def keep(self, place: Place, answer: Completion) -> None:
@@ -206,7 +214,7 @@ class Gathered:
         )
 
 
-def _digest(prompt: Prompt) -> str:
+def digest_of(prompt: Prompt) -> str:
     """Return a digest of all that an answer depends on: not how long one waits for it, nor how long it is kept."""
     same = replace(by_content(prompt), timeout=None, session="", cache=None, due=None)
     return hashlib.sha256(msgspec.json.encode(same, order="deterministic")).hexdigest()[:32]

@@ -60,9 +60,9 @@ class Tariff(Struct, frozen=True, kw_only=True):
             return _with_cost(usage, found * (BATCH_SHARE if batch else 1.0))
         return usage
 
-    def estimate(self, input_tokens: int, output_tokens: int, now: float) -> float:
-        """Return what a call of so many tokens would cost, in US dollars, without any discount."""
-        return self.bill(Usage(calls=1, input_tokens=input_tokens, output_tokens=output_tokens), now).cost_usd
+    def estimate(self, input_tokens: int, output_tokens: int, now: float, *, batch: bool = False) -> float:
+        """Return what a call of so many tokens would cost, in US dollars, without any discount but that of a batch."""
+        return self.bill(Usage(calls=1, input_tokens=input_tokens, output_tokens=output_tokens), now, batch=batch).cost_usd
 
 
 def cost(usage: Usage, price: Price, *, batch: bool = False) -> float:

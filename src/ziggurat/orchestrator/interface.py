@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import builtins
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 
 from msgspec import Raw, Struct
 from msgspec.structs import replace
@@ -136,6 +136,13 @@ class Orchestrator(ABC):
     @abstractmethod
     async def discard(self, ids: Collection[str]) -> int:
         """Forget dead letters; returns how many. Their runs stay failed."""
+
+    def when_dropped(self, call: Callable[[str], None]) -> None:
+        """Have `call` told of steps that waited for a model's answer and are wanted no more, each by the idempotency key of its attempts.
+
+        It may be called from any thread, and must be quick. A process that does not drive runs has nothing to tell.
+        """
+        return
 
     @abstractmethod
     async def purge(self, where: RunFilter) -> int:

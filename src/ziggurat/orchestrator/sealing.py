@@ -12,7 +12,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from typing import Any
 
 from msgspec import Raw
@@ -156,6 +156,9 @@ class SealedOrchestrator(Orchestrator):
 
     async def discard(self, ids: Collection[str]) -> int:
         return await self.inner.discard(ids)
+
+    def when_dropped(self, call: Callable[[str], None]) -> None:
+        self.inner.when_dropped(call)
 
     async def purge(self, where: RunFilter) -> int:
         return await self.inner.purge(where)

@@ -55,6 +55,8 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     idempotency_key: str = ""
     #: The moment (seconds since the epoch) after which the attempt is pointless.
     deadline: float | None = None
+    #: How many attempts right before this one ended only to wait for a model's answer: they are one with it.
+    deferred: int = 0
     #: 1 (served most often) to 5: also the priority of the attempt's model calls.
     priority: int = PRIORITY_NORMAL
     #: The budgets that the attempt's model calls draw on.
@@ -107,6 +109,10 @@ class AttemptContext(ABC):
     info: TaskInfo
     #: The span of the attempt, which is the current one for the code that runs; None while nothing traces.
     trace: Live | None = None
+    #: Model calls that may wait and are being put where they wait.
+    placing: int = 0
+    #: A model call was made whose answer is not in the journal, so that making the attempt again would buy it again.
+    unkept: bool = False
 
     @abstractmethod
     def heartbeat(self, details: bytes | None) -> None:

@@ -52,6 +52,8 @@ class Message(Struct, frozen=True, omit_defaults=True, kw_only=True):
     step: int = 0
     #: From 1; counts attempts that the orchestrator ordered, not deliveries of one message.
     attempt: int = 1
+    #: How many attempts right before this one ended only to wait for a model's answer.
+    deferred: int = 0
     workflow: str = ""
     lane: Lane = Lane()
     sent_at: float = 0.0

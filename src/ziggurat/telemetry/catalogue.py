@@ -133,6 +133,19 @@ HEDGES = _counter(
     "alias",
     "outcome",
 )
+BATCH_CALLS = _counter(
+    "ziggurat_batch_calls_total",
+    "Calls that may wait, by what became of them: placed; answered, again (in another batch), online (made as any other call: it failed "
+    "in the batch), late and left (made so, for its deadline was near: before, or after, its batch was sent), dropped.",
+    "endpoint",
+    "outcome",
+)
+BATCHES = _counter(
+    "ziggurat_batches_total",
+    "Batches that ended, by how; and tries of theirs that were in vain (trouble, unreachable).",
+    "endpoint",
+    "outcome",
+)
 GATE_SECONDS = _histogram(
     "ziggurat_model_limit_wait_seconds", "Time that a call waited for the limits of its endpoint.", "endpoint"
 )

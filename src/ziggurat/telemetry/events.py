@@ -280,6 +280,17 @@ LIMITS_ALONE = LogEvent("inference.limits_alone", "warning", "{error} Until then
 LIMITS_SHARED = LogEvent("inference.limits_shared", "info", "The limit store is back; limits are shared again.")
 
 ANSWERS_NOT_KEPT = LogEvent("inference.answers_not_kept", "warning", "Answers of models are not kept at present: {error}")
+BATCH_SENT = LogEvent("inference.batch_sent", "info", "The batch {batch} went to {endpoint}, with {calls} calls of {model}.")
+BATCH_ENDED = LogEvent(
+    "inference.batch_ended", "info", "The batch {batch} at {endpoint} is {how}; it answered {answered} calls.", "reason"
+)
+BATCH_TROUBLE = LogEvent(
+    "inference.batch_trouble",
+    "warning",
+    "A batch at {endpoint} could not be looked after and will be again: {error}",
+    "batch",
+    "what",
+)
 SHADOW_FAILED = LogEvent("inference.shadow_failed", "info", "A shadow call to {model} failed: {error}")
 SWITCHES_NOT_READ = LogEvent("inference.switches_not_read", "warning", "{error} Calls go on by what was read last.")
 SWITCH_NOT_FOLLOWED = LogEvent("inference.switch_not_followed", "warning", "A model switch cannot be followed here: {error}")

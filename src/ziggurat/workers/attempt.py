@@ -22,6 +22,7 @@ from ziggurat.artifacts import INLINE, Payloads, is_sealed
 from ziggurat.clock import Clock
 from ziggurat.errors import ContinueAsNew
 from ziggurat.program.context import AttemptContext, TaskInfo
+from ziggurat.program.deferring import DEFERRED, deferral_in, deferral_info
 from ziggurat.program.failures import describe
 from ziggurat.program.options import Retry, type_name
 from ziggurat.records import CallRecord, Delivery, ErrorInfo, Outcome, OutcomeStatus, Progress, outcome_of
@@ -61,6 +62,7 @@ class Attempt(AttemptContext):
             attempt=message.attempt,
             idempotency_key=f"{message.run}~{message.generation}.{message.step}" if message.run else message.id,
             deadline=message.deadline,
+            deferred=message.deferred,
             priority=message.lane.priority,
             budgets=message.budgets,
         )
@@ -191,7 +193,8 @@ class Attempt(AttemptContext):
     def failed(self, error: BaseException, retry: Retry | None, retryable: bool | None = None) -> Outcome:
         """Return the outcome of an attempt whose code raised; whether another may help is for `retry` to say if `retryable` is None."""
         info = explain(error, self.message.task, retry)
-        return self.outcome("failed", error=info if retryable is None else replace(info, retryable=retryable))
+        keep = retryable is None or info.type == DEFERRED
+        return self.outcome("failed", error=info if keep else replace(info, retryable=bool(retryable)))
 
     def stopped(self, error: BaseException | None = None) -> Outcome | None:
         """End an attempt that was made to; return its outcome if it has one. `error` is what its code raised then."""
@@ -212,6 +215,8 @@ class Attempt(AttemptContext):
 
 def explain(error: BaseException, task: str, retry: Retry | None = None) -> ErrorInfo:
     """Describe what a task's code raised, however hostile: an exit, a cancellation of itself, an exception that cannot be printed."""
+    if (deferral := deferral_in(error)) is not None:
+        return deferral_info(deferral)
     if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
         error.__traceback__ = error.__traceback__.tb_next  # The first frame is the worker's own.
     try:

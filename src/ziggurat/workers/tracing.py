@@ -44,7 +44,9 @@ def ended(attempt: Attempt, outcome: Outcome | None) -> None:
         return
     span.set({"ziggurat.status": outcome.status})
     error = None
-    if outcome.status != "completed":
+    if is_deferred(outcome):
+        span.set({"ziggurat.status": "deferred"})
+    elif outcome.status != "completed":
         error = tracing.reason(outcome.error.type, outcome.error.message) if outcome.error is not None else outcome.status
         span.set({"error.type": outcome.error.type if outcome.error is not None else outcome.status})
     span.end(outcome.ended_at, error)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from ziggurat.doors.cli.common import console, say
+from ziggurat.program.deferring import DETAIL
 from ziggurat.records import Event, Progress, Run, RunEvent, StepView, Usage
 from ziggurat.units import human_dollars, human_seconds
 
@@ -79,7 +80,11 @@ class RunPicture:
             view = self.steps.get(event.step) or StepView(
                 step=event.step, kind=event.step_kind, name=event.name, status="retrying"
             )
-            self.steps[event.step] = replace(view, status="retrying", attempt=event.attempt + 1, error=event.error)
+            if event.detail == DETAIL and event.error is not None:
+                waits = event.error.message
+                self.steps[event.step] = replace(view, status="waiting", attempt=event.attempt + 1, detail=waits, error=None)
+            else:
+                self.steps[event.step] = replace(view, status="retrying", attempt=event.attempt + 1, error=event.error)
         elif event.step and event.kind in _SETTLED:
             view = StepView(
                 step=event.step,
@@ -217,6 +222,8 @@ def steps_table(steps: Iterable[StepView], tails: dict[int, str] | None = None) 
         name = step.name if step.kind == "task" else f"{step.kind} {step.name}".strip()
         status = step.status if step.attempt == 1 else f"{step.status} (attempt {step.attempt})"
         note = _one_line(step.error.message)[:TAIL] if step.error is not None else _one_line((tails or {}).get(step.step, ""))
+        if step.status == "waiting" and step.kind == "task":
+            note = note or _one_line(step.detail)
         table.add_row(
             mark,
             str(step.step),

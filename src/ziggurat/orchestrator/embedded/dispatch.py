@@ -74,6 +74,8 @@ class Dispatcher:
         self.in_flight: dict[str, tuple[str, float]] = {}
         #: Returns the budgets that the model calls of a run draw on.
         self.allowances: Callable[[Run], tuple[Allowance, ...]] = lambda run: ()
+        #: Is told of a step that waited for a model's answer and is wanted no more, by its idempotency key.
+        self.dropped: Callable[[str], None] = lambda step: None
         self._wake: asyncio.Event = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
@@ -126,6 +128,11 @@ class Dispatcher:
         self.in_flight.pop(id_, None)
         self._cancels.add(id_)
         self._wake.set()
+
+    def tell_dropped(self, run: Run, step: Step) -> None:
+        """Tell of a step that is wanted no more, if it waited for a model's answer."""
+        if step.waiting.count:
+            self.dropped(f"{run.id}~{run.epoch}.{step.number}")
 
     def ack(self, outcome: Outcome) -> None:
         """Let the queue forget an outcome that is recorded, or that nobody waits for."""
@@ -267,6 +274,7 @@ def attempt_message(run: Run, step: Step, payload: bytes, now: float, budgets: t
         generation=run.epoch,
         step=step.number,
         attempt=step.attempt,
+        deferred=step.waiting.count,
         workflow=run.workflow,
         lane=_lane(run.namespace, options.queue, options.region, options.priority or run.priority),
         sent_at=now,

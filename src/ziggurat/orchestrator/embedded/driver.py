@@ -195,6 +195,7 @@ class Driver:
 
     def _drop(self, resident: Resident, dropped: list[Step]) -> None:
         for step in dropped:
+            self.dispatcher.tell_dropped(resident.run, step)
             if step.kind == "task" and (step.dispatched or step in resident.execution.requests):  # type: ignore[union-attr]
                 self.dispatcher.cancel(resident.run, step)
             elif step.kind == "timer":

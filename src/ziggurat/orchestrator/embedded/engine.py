@@ -403,6 +403,9 @@ class EmbeddedOrchestrator(Orchestrator):
     def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
         return self._viewer.watch(run, after)
 
+    def when_dropped(self, call: Callable[[str], None]) -> None:
+        self._dispatcher.dropped = call
+
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _row(self, run: str) -> tuple[int, Run]:

@@ -35,8 +35,8 @@ INFORMATIVE = frozenset(
     | {"run_retried", "run_forked", "run_continued", "calls_recorded"}
 )
 
-#: Ends of attempts that are no failures of the task: its worker was ended, or its budget.
-NO_FAILURES = frozenset({"cancelled", "budget"})
+#: Ends of attempts that are no failures of the task: its worker was ended, its budget, or it waits for a model's answer.
+NO_FAILURES = frozenset({"cancelled", "budget", "deferred"})
 
 #: Ids of signals that a run remembers when it continues as new.
 SIGNAL_IDS_KEPT = 1_000
@@ -140,6 +140,7 @@ class Execution(RunContext):
             step.attempt = event.attempt + 1
             step.failures += event.detail not in NO_FAILURES
             step.retry_at, step.heartbeat = event.retry_at, event.result
+            step.ended(event.detail, event.error, event.calls)
         elif event.kind == "run_retried":
             for step in self.steps.values():
                 step.failures, step.retry_at = 0, None

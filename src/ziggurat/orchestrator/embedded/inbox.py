@@ -25,6 +25,7 @@ from ziggurat.orchestrator.embedded.steps import Step
 from ziggurat.orchestrator.embedded.store import BURY, letter_row
 from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.orchestrator.retry import next_attempt
+from ziggurat.program.deferring import DETAIL, due_again, is_deferred
 from ziggurat.records import CallRecord, DeadLetter, ErrorInfo, Event, Outcome, Progress, RunEvent
 from ziggurat.telemetry import events
 
@@ -141,12 +142,15 @@ class Inbox:
         now = self.clock.time()
         step.dispatched = False
         over = outcome.error if outcome.error is not None and outcome.error.type == BUDGET_EXCEEDED else None
-        if outcome.status == "cancelled" or over is not None:
+        deadline = step.requested_at + step.options.deadline if step.options.deadline is not None else None
+        due: float | None
+        if waits := is_deferred(outcome):
+            due = due_again(outcome, now, deadline)
+        elif outcome.status == "cancelled" or over is not None:
             # Nobody here cancelled it: a worker was ended before its time. That is no failure of the task's, nor is a spent budget.
-            due: float | None = now
+            due = now
         else:
             step.failures += 1
-            deadline = step.requested_at + step.options.deadline if step.options.deadline is not None else None
             due = None
             if outcome.status != "dead":
                 due = next_attempt(step.options.retry, step.failures, outcome.error, now, deadline, self._chance)
@@ -159,11 +163,12 @@ class Inbox:
             outcome,
             "attempt_failed",
             retry_at=due,
-            detail=outcome.status if over is None else "budget",
+            detail=DETAIL if waits else outcome.status if over is None else "budget",
             result=outcome.heartbeat,
         )
         step.attempt += 1
         step.retry_at, step.heartbeat = due, outcome.heartbeat
+        step.ended(event.detail, event.error, event.calls)
         self.driver.record(resident, event, partial(self.dispatcher.ack, outcome))
         if over is not None and not self.driver.spending.is_old(outcome):
             self.driver.spending.park(resident, over)
@@ -172,9 +177,10 @@ class Inbox:
         self.driver.watchers.step(resident.run, step)
 
     def _outcome_event(self, resident: Resident, step: Step, outcome: Outcome, kind: str, **fields: Any) -> Event:
-        usage = usage_of(outcome.calls)
-        self._recent_calls.extend(call.id for call in outcome.calls)
-        self.driver.spending.add(resident.run, outcome.calls)
+        calls = step.waiting.fresh(outcome.calls)
+        usage = usage_of(calls)
+        self._recent_calls.extend(call.id for call in calls)
+        self.driver.spending.add(resident.run, calls)
         if usage is not None:
             resident.run = replace(resident.run, usage=resident.run.usage + usage)
         return self.driver.event(
@@ -191,7 +197,7 @@ class Inbox:
             ended_at=outcome.ended_at,
             error=outcome.error,
             usage=usage,
-            calls=outcome.calls,
+            calls=calls,
             worker=outcome.worker,
             **fields,
         )

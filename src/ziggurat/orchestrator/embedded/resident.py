@@ -77,11 +77,15 @@ def rest_of(execution: Execution) -> dict[str, Any] | None:
     """Return the fields of a run that only waits: status, next timer, and what it waits for; None for one with a task under way."""
     wake: float | None = None
     signals: list[Awaited] = []
-    children = 0
+    children = answers = timers = 0
     for step in execution.steps.values():
         if step.kind == "task":
-            return None
-        if step.kind == "timer":
+            if not step.waiting.count or step.retry_at is None:
+                return None
+            wake = step.retry_at if wake is None else min(wake, step.retry_at)
+            answers += 1
+        elif step.kind == "timer":
+            timers += 1
             wake = step.due if wake is None else min(wake, step.due)
         elif step.kind == "signal":
             signals.append(Awaited(step.number, step.name, step.requested_at))
@@ -92,7 +96,9 @@ def rest_of(execution: Execution) -> dict[str, Any] | None:
         parts.append(f"the signal{'s' if len(signals) > 1 else ''} {', '.join(sorted({one.signal for one in signals}))}")
     if children:
         parts.append(f"{children} child run{'s' if children > 1 else ''}")
-    if wake is not None:
+    if answers:
+        parts.append(f"{answers} answer{'s' if answers > 1 else ''} of models")
+    if timers:
         parts.append("a timer")
     reason = "waits for " + " and ".join(parts) if parts else ""
     return {"status": "waiting", "wake_at": wake, "reason": reason, "awaits": signals}
@@ -152,7 +158,7 @@ def open_view(step: Step) -> StepView:
     if step.kind != "task":
         status = "waiting"
     elif step.retry_at is not None:
-        status = "retrying"
+        status = "waiting" if step.waiting.count else "retrying"
     else:
         status = "running" if step.started_at is not None else "scheduled"
     view = StepView(
@@ -163,6 +169,6 @@ def open_view(step: Step) -> StepView:
         attempt=step.attempt,
         requested_at=step.requested_at,
         started_at=step.started_at,
-        detail=step.child,
+        detail=step.child or step.waiting.why,
     )
     return replace(view, ended_at=step.due) if step.kind == "timer" else view

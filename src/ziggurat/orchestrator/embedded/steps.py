@@ -9,7 +9,11 @@ from typing import Any, Literal
 from msgspec import Raw, Struct
 
 from ziggurat.orchestrator.embedded.loop import RunFuture, RunLoop, RunTimer
-from ziggurat.records import ErrorInfo
+from ziggurat.program.deferring import DETAIL, Waiting
+from ziggurat.records import CallRecord, ErrorInfo
+
+#: Shared by all steps that never waited, which are nearly all of them; never changed.
+NEVER_WAITED = Waiting()
 
 StepKind = Literal["task", "timer", "signal", "child"]
 
@@ -39,6 +43,7 @@ class Step:
         "settled",
         "started_at",
         "timer",
+        "waiting",
     )
 
     def __init__(self, number: int, kind: StepKind, name: str, requested: int, requested_at: float) -> None:
@@ -62,8 +67,22 @@ class Step:
         self.heartbeat: Raw | None = None
         #: An attempt is on the queue, or the child was started.
         self.dispatched = False
+        #: What is known of attempts that ended to wait for a model's answer.
+        self.waiting = NEVER_WAITED
         #: Its event is on the way to the disk; later outcomes are dropped.
         self.settled = False
+
+    def failed(self, counts: bool, retry_at: float | None, heartbeat: Raw | None) -> None:
+        """Take in that an attempt came to nothing and that another is due then; `counts` says whether it was the task's failure."""
+        self.attempt, self.failures = self.attempt + 1, self.failures + counts
+        self.retry_at, self.heartbeat, self.dispatched = retry_at, heartbeat, False
+
+    def ended(self, detail: str, error: ErrorInfo | None, calls: list[CallRecord]) -> None:
+        """Take in an attempt that came to nothing: to a failure, or only to a wait for a model's answer."""
+        if self.waiting is NEVER_WAITED and detail == DETAIL:
+            self.waiting = Waiting()
+        if self.waiting is not NEVER_WAITED:
+            self.waiting.ended(detail, error, calls)
 
     def __repr__(self) -> str:
         return f"<step {self.number} {self.kind} {self.name!r}>"

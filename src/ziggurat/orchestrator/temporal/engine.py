@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from typing import Any
 
 import msgspec
@@ -95,7 +95,11 @@ class TemporalOrchestrator(Orchestrator):
         self._tasks: builtins.list[asyncio.Task[None]] = []
         self._client: Client | None = None
         self._loop: asyncio.AbstractEventLoop
+        self._dropped: Callable[[str], None] = lambda step: None
         self.searchable = False
+
+    def when_dropped(self, call: Callable[[str], None]) -> None:
+        self._dropped = call
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -133,6 +137,7 @@ class TemporalOrchestrator(Orchestrator):
             history_suggest=self.options.history_suggest,
             history_limit=self.options.history_limit,
             show=self._show,
+            dropped=lambda step: self._dropped(step),
         )
         relay = None if self.options.native else Relay(client, self.queue, self.options.relay)
         hosting = Hosting(client, surroundings, self.options, relay)

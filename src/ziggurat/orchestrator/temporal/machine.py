@@ -59,7 +59,7 @@ from ziggurat.orchestrator.temporal.telling import (
     own_allowance,
     spent_text,
 )
-from ziggurat.orchestrator.temporal.verdict import BUDGET_EXCEEDED, completed_outcome, failed_outcome, judge
+from ziggurat.orchestrator.temporal.verdict import BUDGET_EXCEEDED, completed_outcome, detail_of, failed_outcome, judge
 from ziggurat.orchestrator.temporal.wire import Held, Origin
 from ziggurat.records import Allowance, ErrorInfo, Event, Message, Run
 from ziggurat.telemetry import events
@@ -324,14 +324,14 @@ class Machine:
         else:
             outcome = failed_outcome(message, result.failed.failure)
         verdict = judge(message, step_info(step), outcome, self._now)
-        fields = attempt_fields(step_info(step), message, outcome)
+        fields = attempt_fields(step_info(step), message, outcome, step.waiting)
         if verdict.kind != "attempt_failed":
             detail = outcome.status if verdict.kind == "step_failed" else ""
             self._record(verdict.kind, result=outcome.result, detail=detail, **fields)
             return
-        step.attempt, step.failures = step.attempt + 1, step.failures + verdict.counts
-        step.retry_at, step.heartbeat, step.dispatched = verdict.retry_at, outcome.heartbeat, False
-        self._record("attempt_failed", retry_at=verdict.retry_at, detail=outcome.status, result=outcome.heartbeat, **fields)
+        step.failed(verdict.counts, verdict.retry_at, outcome.heartbeat)
+        step.ended(detail_of(outcome), outcome.error, fields["calls"])
+        self._record("attempt_failed", retry_at=verdict.retry_at, detail=detail_of(outcome), result=outcome.heartbeat, **fields)
         if outcome.error is not None and outcome.error.type == BUDGET_EXCEEDED and not self._held.status:
             self._held = Held("parked", outcome.error.message, outcome.error.budget)
         program = self._program
@@ -429,6 +429,7 @@ class Machine:
         self._commands.append(schedule_attempt(self._next_attempt, message, step_info(step), self._place))
 
     def _drop(self, step: Step, program: Program) -> None:
+        self._around.tell_dropped(self.run, step, program.replaying)
         if program.finished is not None:
             return  # The run's end ends its attempts and timers, and deals with children as they were told.
         command = WorkflowCommand()

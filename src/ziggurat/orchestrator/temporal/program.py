@@ -9,9 +9,11 @@ from msgspec.structs import replace
 
 from ziggurat.artifacts import Payloads
 from ziggurat.orchestrator.embedded.execution import Execution
+from ziggurat.orchestrator.embedded.steps import Step
 from ziggurat.orchestrator.temporal.commands import Placement
 from ziggurat.program.context import RunInfo
 from ziggurat.program.registry import Registry
+from ziggurat.records import Run
 
 
 class Surroundings(Struct, frozen=True, kw_only=True):
@@ -27,6 +29,13 @@ class Surroundings(Struct, frozen=True, kw_only=True):
     show: Callable[[str, str, bytes], None]
     #: Is told why a run is parked.
     parked: Callable[[str], None] | None = None
+    #: Is told of a step that waited for a model's answer and is wanted no more, by its idempotency key. Called from any thread.
+    dropped: Callable[[str], None] | None = None
+
+    def tell_dropped(self, run: Run, step: Step, replaying: bool) -> None:
+        """Tell of a step that is wanted no more, if it waited for a model's answer."""
+        if step.waiting.count and not replaying and self.dropped is not None:
+            self.dropped(f"{run.id}~{run.epoch}.{step.number}")
 
 
 class Parked(Exception):

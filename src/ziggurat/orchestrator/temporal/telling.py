@@ -9,6 +9,7 @@ from msgspec import Raw
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.orchestrator.temporal.verdict import run_error, usage_of
 from ziggurat.orchestrator.temporal.wire import Origin
+from ziggurat.program.deferring import Waiting
 from ziggurat.records import Allowance, Message, Run, Usage
 from ziggurat.units import human_dollars
 
@@ -41,8 +42,9 @@ def new_run_record(run_id: str, workflow: str, payload: Raw, origin: Origin, now
     )
 
 
-def attempt_fields(info: wire.StepInfo, message: Message, outcome: Any) -> dict[str, Any]:
-    """Return what the event of an ended attempt says of it."""
+def attempt_fields(info: wire.StepInfo, message: Message, outcome: Any, waiting: Waiting) -> dict[str, Any]:
+    """Return what the event of an ended attempt says of it. `waiting` knows what its step was told of before."""
+    calls = waiting.fresh(outcome.calls)
     return {
         "step": info.step,
         "step_kind": "task",
@@ -54,8 +56,8 @@ def attempt_fields(info: wire.StepInfo, message: Message, outcome: Any) -> dict[
         "started_at": outcome.started_at,
         "ended_at": outcome.ended_at,
         "error": outcome.error,
-        "usage": usage_of(outcome.calls),
-        "calls": outcome.calls,
+        "usage": usage_of(calls),
+        "calls": calls,
         "worker": outcome.worker,
     }
 

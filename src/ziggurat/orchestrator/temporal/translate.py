@@ -19,8 +19,9 @@ from ziggurat.artifacts import INLINE, Payloads
 from ziggurat.errors import ZigguratError
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.orchestrator.temporal.telling import attempt_fields, child_fields
-from ziggurat.orchestrator.temporal.verdict import completed_outcome, failed_outcome, judge, run_error
+from ziggurat.orchestrator.temporal.verdict import completed_outcome, detail_of, failed_outcome, judge, run_error
 from ziggurat.orchestrator.temporal.wire import Held, Origin, StepInfo
+from ziggurat.program.deferring import Waiting
 from ziggurat.records import ErrorInfo, Event, Message
 
 #: Arguments up to this many bytes are shown in an event.
@@ -57,6 +58,8 @@ class Translator:
         self.open_retries: set[str] = set()
         #: The hard limit of what the run may spend, if it was resumed with another.
         self.budget_usd: float | None = None
+        #: What is known of steps whose attempts ended to wait for a model's answer.
+        self._waiting: dict[int, Waiting] = {}
 
     @property
     def position(self) -> int:
@@ -98,12 +101,19 @@ class Translator:
         message, info, outcome = attempt
         now = max(self._at, self._begun_at or fields["at"])
         verdict = judge(message, info, outcome, now)
-        shown = attempt_fields(info, message, outcome)
+        waiting = self._waiting.setdefault(info.step, Waiting())
+        shown = attempt_fields(info, message, outcome, waiting)
         if verdict.kind == "attempt_failed":
+            detail = detail_of(outcome)
+            waiting.ended(detail, outcome.error, shown["calls"])
             self._add(
-                kind="attempt_failed", at=fields["at"], retry_at=verdict.retry_at, detail=outcome.status,
-                result=outcome.heartbeat, **shown,
-            )  # fmt: skip
+                kind="attempt_failed",
+                at=fields["at"],
+                retry_at=verdict.retry_at,
+                detail=detail,
+                result=outcome.heartbeat,
+                **shown,
+            )
             return
         kept = Raw(bytes(message.payload)) if len(message.payload) <= KEEP_INPUT else None
         detail = outcome.status if verdict.kind == "step_failed" else ""
@@ -123,6 +133,8 @@ class Translator:
         for kept in self.origin.events:
             self.events.append(kept)
             self._seq, self._at = kept.seq, max(self._at, kept.at)
+            if kept.kind == "attempt_failed":
+                self._waiting.setdefault(kept.step, Waiting()).ended(kept.detail, kept.error, kept.calls)
             if kept.kind == "signal_received" and kept.detail:
                 self._seen_signals.add(kept.detail)
             if kept.kind == "run_started" and kept.result is not None:

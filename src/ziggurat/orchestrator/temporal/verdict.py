@@ -12,6 +12,7 @@ from temporalio.api.failure.v1 import Failure
 
 from ziggurat.orchestrator.retry import next_attempt
 from ziggurat.orchestrator.temporal.wire import StepInfo, json_payload, nth, read_payload
+from ziggurat.program.deferring import DETAIL, due_again, is_deferred
 from ziggurat.program.options import Retry
 from ziggurat.records import CallRecord, ErrorInfo, Message, Outcome, Usage, encode, outcome_of
 
@@ -38,11 +39,18 @@ def judge(message: Message, info: StepInfo, outcome: Outcome, now: float) -> Ver
     if outcome.error is not None and outcome.error.type == BUDGET_EXCEEDED:
         # It parks the run, and is no failure of the task's: with a larger budget it is made again.
         return Verdict("attempt_failed", now)
+    if is_deferred(outcome):
+        return Verdict("attempt_failed", due_again(outcome, now, message.deadline))
     if outcome.status == "dead":
         return Verdict("step_failed", counts=True)
     policy = Retry(info.attempts, initial=info.initial, factor=info.factor, maximum=info.maximum, jitter=info.jitter)
     due = next_attempt(policy, info.failures + 1, outcome.error, now, message.deadline, random.Random(message.id))
     return Verdict("step_failed" if due is None else "attempt_failed", due, True)
+
+
+def detail_of(outcome: Outcome) -> str:
+    """Return what the history says of an attempt that came to nothing."""
+    return DETAIL if is_deferred(outcome) else outcome.status
 
 
 def completed_outcome(message: Message, payload: Payload | None) -> Outcome:

@@ -1,0 +1,1 @@
+"""Calls that may wait: gathered into batches, which providers answer within a day for half the price."""
