@@ -29,8 +29,8 @@ from ziggurat.workers.pools.interface import PoolSeen, WorkerPool, WorkerSeen
 from ziggurat.workers.scaler import Scaler
 
 SOURCE = Path(ziggurat.__file__).parent
-#: Emitted by processes of their own, and tested there.
-ELSEWHERE = ("ziggurat_gateway_",)
+#: Emitted by processes of their own, or over batches of a provider, and tested there.
+ELSEWHERE = ("ziggurat_gateway_", "ziggurat_batch")
 
 
 def test_every_metric_is_counted_somewhere_and_only_those_of_the_catalogue_are() -> None:

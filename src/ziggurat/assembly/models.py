@@ -9,6 +9,7 @@ from ziggurat import codec
 from ziggurat.artifacts import use_library
 from ziggurat.assembly.answering import build_answers
 from ziggurat.assembly.artifacts import build_payloads, child_settings
+from ziggurat.assembly.batching import open_lanes
 from ziggurat.assembly.endpoints import build_models
 from ziggurat.assembly.ledgers import baseline, recorder
 from ziggurat.assembly.switching import follow_switches
@@ -25,7 +26,9 @@ def script_models() -> ModelCaller:
     ledger = recorder(settings, Ledger(settings.ledger_path)) if settings.source is not None else None
     models = build_models(settings, ledger=ledger, baseline=baseline(settings))
     if settings.source is not None:
-        models.answers = build_answers(settings, build_payloads(settings))
+        payloads = build_payloads(settings)
+        models.answers = build_answers(settings, payloads)
+        open_lanes(models, settings, payloads)
         follow_switches(models, settings)
     return cast(ModelCaller, models)
 
@@ -42,6 +45,10 @@ def child_bootstrap(settings: Settings) -> Any:
             "answers": {
                 **settings.inference.answers.model_dump(),
                 "path": str(settings.resolve(settings.inference.answers.path)),
+            },
+            "batches": {
+                **settings.inference.batches.model_dump(),
+                "path": str(settings.resolve(settings.inference.batches.path)),
             },
         },
         "queue": _without_secrets(settings.queue.model_dump()),
@@ -61,6 +68,7 @@ def use_models_in_child(config: Mapping[str, Any]) -> None:
     settings = settings.model_copy(update={"inference": inference})
     models, payloads = build_models(settings), build_payloads(settings)
     models.answers = build_answers(settings, payloads)
+    open_lanes(models, settings, payloads)
     follow_switches(models, settings)
     use_models(cast(ModelCaller, models))
     use_library(payloads.library)

@@ -15,6 +15,7 @@ from ziggurat.artifacts import Library, Payloads
 from ziggurat.assembly.answering import build_answers
 from ziggurat.assembly.artifacts import build_payloads, open_library
 from ziggurat.assembly.backends import LOCAL_QUEUES, build_orchestrator, build_queue
+from ziggurat.assembly.batching import open_lanes
 from ziggurat.assembly.depths import Depths
 from ziggurat.assembly.endpoints import build_models
 from ziggurat.assembly.ledgers import baseline, recorder
@@ -151,6 +152,8 @@ class System:
             self._stack.callback(ledger.close)
             models = self.models = build_models(settings, ledger=recorder(settings, ledger), baseline=baseline(settings))
             models.answers = build_answers(settings, self.payloads)
+            open_lanes(models, settings, self.payloads)
+            self._hear_of_dropped_steps(models)
             await asyncio.to_thread(follow_switches, models, settings)
             _models.append(models)
             use_models(models)
@@ -166,6 +169,17 @@ class System:
                 self.pools.append(pool)
                 self._stack.push_async_callback(pool.stop)
                 pool.open()
+
+    def _hear_of_dropped_steps(self, models: Router) -> None:
+        """Have batches told of calls that no run waits for any more."""
+        lanes, loop = models.lanes, asyncio.get_running_loop()
+        if lanes is None or self.orchestrator is None:
+            return
+
+        def dropped(step: str) -> None:
+            loop.call_soon_threadsafe(lanes.drop_soon, step)
+
+        self.orchestrator.when_dropped(dropped)
 
     async def _open_nursery(self) -> NurseryStarter | None:
         nursery = nursery_of(self.settings)

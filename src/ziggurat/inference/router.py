@@ -27,6 +27,10 @@ from ziggurat.errors import ConfigurationError, EndpointFailed, EndpointUnreacha
 from ziggurat.inference import telling
 from ziggurat.inference.admission import Admission, Entry
 from ziggurat.inference.answers import Answers
+from ziggurat.inference.batches.buying import Buyer
+from ziggurat.inference.batches.interface import BatchApi, BatchOptions, Shelf
+from ziggurat.inference.batches.lanes import Lanes
+from ziggurat.inference.batches.shipping import Seal
 from ziggurat.inference.calls import Call
 from ziggurat.inference.hedging import Hedges
 from ziggurat.inference.identity import new_id
@@ -102,6 +106,8 @@ class Router(ModelCaller):
         self._hedges = Hedges(self.clock)
         #: Recalls answers that need not be bought twice, where there is a place for them.
         self.answers: Answers | None = None
+        #: Puts calls that may wait into batches, where an endpoint has them.
+        self.lanes: Lanes | None = None
         #: Follows the switches of aliases, where there are any to follow.
         self.follower: Follower | None = None
         telling.show(self)
@@ -112,14 +118,30 @@ class Router(ModelCaller):
         return self.clock.time()
 
     async def complete(self, prompt: Prompt) -> Completion:
+        waits = self.lanes.way(prompt, self.answers) if prompt.due is not None and self.lanes is not None else None
         place = self.answers.place(prompt) if self.answers is not None else None
-        if self.answers is None or place is None:
-            return await self._bought(prompt)
-        known = await self.answers.recall(place)
+        known = await self.answers.recall(place) if self.answers is not None and place is not None else None
         if known is None:
-            known = await self._bought(prompt)
-            await self.answers.keep(place, known)
+            known = await waits() if waits is not None else None
+            if known is None:
+                known = await self._bought(prompt)
+            if self.answers is not None and place is not None:
+                await self.answers.keep(place, known)
         return known
+
+    async def _first(self, prompt: Prompt) -> tuple[Route, int] | None:
+        """Return the route that a call would take first, if it has batches, and the switch that chose it."""
+        call = self._call(prompt, None)
+        await call.rank(self.tokens)
+        first = next((standing.route for standing in call.standings if not standing.out), None)
+        if first is None or self.lanes is None or first.lane.endpoint.name not in self.lanes.apis:
+            return None
+        return first, call.config.version if call.config is not None else 0
+
+    def open_lanes(self, shelf: Shelf, apis: dict[str, BatchApi], seal: Seal, options: BatchOptions) -> None:
+        """Let calls that may wait go into batches, at the endpoints that `apis` names."""
+        buyer = Buyer(self.admission, self._ledger, self.pause)
+        self.lanes = Lanes(shelf, apis, seal, options, self.clock, buyer, self._first)
 
     async def _bought(self, prompt: Prompt) -> Completion:
         call = self._call(prompt, telling.begin(prompt, self.clock))
@@ -135,6 +157,8 @@ class Router(ModelCaller):
         said = [ChatMessage(role="user", content=text if isinstance(text, str) else " the" * len(text)) for text in prompt.inputs]
         asked = Prompt(messages=said, model=prompt.model, max_tokens=1, timeout=prompt.timeout)
         call = self._call(asked, telling.begin(asked, self.clock, "embeddings"))
+        if (here := current_attempt()) is not None:
+            here.unkept = True
 
         async def ask(endpoint: Endpoint, shaped: Prompt, upstream: str) -> Embeddings:
             return await endpoint.embed(replace(prompt, timeout=shaped.timeout), upstream)
@@ -252,6 +276,8 @@ class Router(ModelCaller):
         """Close every endpoint, and let go of what is shared."""
         if self.follower is not None:
             await asyncio.to_thread(self.follower.close)
+        if self.lanes is not None:
+            await self.lanes.close()
         if self.answers is not None:
             self.answers.close()
         await self._shadows.close()

@@ -38,11 +38,17 @@ def called(record: CallRecord, told: Told | None) -> None:
     """Count one attempt at an endpoint, and tell of it as a span of its call if that is told of."""
     if told is not None:
         told.tried(record)
-    endpoint, model, usage = record.endpoint, record.upstream, record.usage
-    catalogue.CALLS.labels(endpoint, model, record.status).inc()
+    endpoint, model = record.endpoint, record.upstream
     catalogue.CALL_SECONDS.labels(endpoint, model).observe(record.latency)
     if record.first_token is not None:
         catalogue.FIRST_TOKEN.labels(endpoint, model).observe(record.first_token)
+    counted(record)
+
+
+def counted(record: CallRecord) -> None:
+    """Count a call, its tokens and its cost."""
+    endpoint, model, usage = record.endpoint, record.upstream, record.usage
+    catalogue.CALLS.labels(endpoint, model, record.status).inc()
     for kind, tokens in (
         ("input", usage.input_tokens),
         ("output", usage.output_tokens),

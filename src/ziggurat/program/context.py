@@ -109,8 +109,6 @@ class AttemptContext(ABC):
     info: TaskInfo
     #: The span of the attempt, which is the current one for the code that runs; None while nothing traces.
     trace: Live | None = None
-    #: Model calls that may wait and are being put where they wait.
-    placing: int = 0
     #: A model call was made whose answer is not in the journal, so that making the attempt again would buy it again.
     unkept: bool = False
 
@@ -129,6 +127,12 @@ class AttemptContext(ABC):
     @abstractmethod
     def record_call(self, call: CallRecord) -> None:
         """Add a model call to the attempt's account."""
+
+    @property
+    def placing(self) -> list[tuple[asyncio.AbstractEventLoop, asyncio.Event]]:
+        """Model calls that may wait: each is set once it is put where it waits."""
+        found: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = self.__dict__.setdefault("_placing", [])
+        return found
 
     def asked(self, digest: str) -> int:
         """Note that the attempt asks this of a model, and return how often it did before."""

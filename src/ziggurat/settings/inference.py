@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from ziggurat import units
 from ziggurat.errors import ConfigurationError
+from ziggurat.settings.batches import BatchSettings
 from ziggurat.settings.limits import BudgetSettings, LimitSettings, SharingSettings
 from ziggurat.settings.types import (
     Dollars,
@@ -101,6 +102,9 @@ class EndpointSettings(Section):
     quality: dict[str, Annotated[int, Field(ge=1, le=5)]] = Field(
         {}, description='How good its models are, from 1 to 5, by their upstream names; "*" for each that is not named.'
     )
+    batch: bool = Field(
+        False, description="Calls with a deadline may wait and go into its batches (OpenAI's Batch API), which cost half."
+    )
     options: dict[str, Any] = Field({}, description="What only its kind knows; see the page of that kind.")
 
 
@@ -165,6 +169,7 @@ class InferenceSettings(Section):
         ".ziggurat/ledger.db",
         description="The file of model calls that no run makes; those of runs are in the state file. `ziggurat costs` reads both.",
     )
+    batches: BatchSettings = Field(BatchSettings(), description="Calls that may wait.")
     answers: AnswerSettings = Field(AnswerSettings(), description="What need not be bought twice.")
     switches: str = Field(
         ".ziggurat/models.json",

@@ -41,6 +41,7 @@ from ziggurat.inference.backends.scripted import (
 from ziggurat.inference.interface import EndpointConfig, ModelConfig
 from ziggurat.inference.router import Router
 from ziggurat.records import ChatMessage, EmbeddingPrompt, Prompt, Tool, ToolCall, Usage
+from ziggurat.testing.batches import BatchDesk
 
 __all__ = ["Behaviour", "Fault", "FaultyUpstream", "Reply", "Script", "ScriptOptions", "scripted_models"]
 
@@ -94,6 +95,8 @@ class FaultyUpstream:
         #: As a server of one's own: the status of GET /health (404 for none), the text of GET /metrics, and max_model_len by model.
         self.health, self.metrics = 404, ""
         self.contexts: dict[str, int] = {}
+        #: Its Batch API.
+        self.batches = BatchDesk(self._answer_line, self._refusal)
         self._runner: web.AppRunner | None = None
 
     @property
@@ -109,6 +112,7 @@ class FaultyUpstream:
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
+        self.batches.add_to(app)
         # Cancelling the handler when its client goes away is how the tests see that a cancelled call is closed upstream.
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -137,6 +141,14 @@ class FaultyUpstream:
             given = request.headers.get("Authorization", "nothing").removeprefix("Bearer ")
             return _error(401, f"Incorrect API key provided: {given}.", "invalid_api_key")
         return None
+
+    def _answer_line(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        prompt = prompt_of(body)
+        reply = self.script.reply(prompt)
+        if reply.fault is None:
+            return 200, answer_body(prompt, reply, str(body.get("model", "")))
+        status, message, code = _STATUS.get(reply.fault, _STATUS["failed"])
+        return status, {"error": {"message": message, "type": code, "code": code}}
 
     async def _models(self, request: web.Request) -> web.Response:
         refusal = self._refusal(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ziggurat.program.deferring import is_deferred
 from ziggurat.records import Message, Outcome
 from ziggurat.telemetry import tracing
 from ziggurat.telemetry.ids import TRACEPARENT, Place, parse

@@ -19,8 +19,10 @@ from msgspec import Raw, Struct
 
 from ziggurat.errors import EndpointFailed, InferenceError
 from ziggurat.inference import wire
+from ziggurat.inference.backends.openai_compatible import OpenAICompatible
 from ziggurat.inference.batches.interface import Batch, BatchApi, Remote
 from ziggurat.inference.failures import Failures
+from ziggurat.inference.interface import Endpoint
 from ziggurat.records import Completion
 
 #: Seconds for one request, and for one that carries a file.
@@ -78,6 +80,16 @@ class _Answered(Struct):
     error: _Error | None = None
 
 
+def create(endpoint: Endpoint) -> BatchApi | None:
+    """Return the batches of an endpoint of the kind "openai"; None if it cannot be called as things are.
+
+    The endpoint's option `batch_window` is what is asked for as `completion_window`, "24h" by default.
+    """
+    if not isinstance(endpoint, OpenAICompatible):
+        return None
+    return OpenAIBatches(endpoint.url, endpoint.ask, endpoint.failures, str(endpoint.config.options.get("batch_window", "24h")))
+
+
 class OpenAIBatches(BatchApi):
     """The batches of one base URL.
 
@@ -103,7 +115,7 @@ class OpenAIBatches(BatchApi):
         )
         body = form.encode() + lines + f"\r\n--{mark}--\r\n".encode()
         data = await self._fetch("POST", self._url("/files", ""), body, CARRY, f"multipart/form-data; boundary={mark}")
-        return self._read(data, _File).id
+        return str(self._read(data, _File).id)
 
     async def create(self, id: str, file: str) -> Remote:
         asked = {

@@ -30,6 +30,8 @@ from ziggurat.records import Chunk, Completion, EmbeddingPrompt, Embeddings, Pro
 #: The longest answer, streamed or not, and the longest error body that is read.
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 ERROR_BYTES_MAX = 256 * 1024
+#: The longest file of answers: those of 50,000 calls.
+FILE_BYTES_MAX = 1024 * 1024 * 1024
 #: Seconds for which an idle connection is kept. Shorter than the servers' usual 60 to 75, so that we rarely write into a closed one.
 KEEP_ALIVE = 30.0
 #: Seconds to wait for the end of a stream after its last event, so that its connection can be used again.
@@ -65,9 +67,9 @@ class OpenAICompatible(Endpoint):
         keyed = "authorization" in {name.lower() for name in self._headers}
         place = parts.netloc.rpartition("@")[2] if keyed else parts.netloc
         path = parts.path.rstrip("/")
-        self._url = urlunsplit((parts.scheme, place, path + "/chat/completions", parts.query, ""))
-        self._embeddings_url = urlunsplit((parts.scheme, place, path + "/embeddings", parts.query, ""))
-        self._models_url = urlunsplit((parts.scheme, place, path + "/models", parts.query, ""))
+        self._place = parts.scheme, place, path, parts.query
+        self._url, self._embeddings_url = self.url("/chat/completions"), self.url("/embeddings")
+        self._models_url = self.url("/models")
         values = (value for _, value in parse_qsl(parts.query))
         secrets = (config.api_key, *config.headers.values(), parts.password or "", *values)
         self._failures = Failures(config.name, self._shown, secrets)
@@ -80,6 +82,22 @@ class OpenAICompatible(Endpoint):
         self._lock = threading.Lock()
         #: What was said of the limits of each model since the router last asked.
         self._said: dict[str, Reported] = {}
+
+    @property
+    def failures(self) -> Failures:
+        """What turns this endpoint's answers into errors that name it."""
+        return self._failures
+
+    def url(self, path: str, query: str = "") -> str:
+        """Return the URL of a path below the base URL."""
+        scheme, place, base, own = self._place
+        return urlunsplit((scheme, place, base + path, "&".join(part for part in (own, query) if part), ""))
+
+    async def ask(
+        self, method: str, url: str, body: bytes | None, seconds: float, content_type: str = "application/json"
+    ) -> bytes:
+        """Make a request of another kind than a call, and return the body of a 2xx. Raises InferenceError."""
+        return await self._fetch(method, url, body, "", seconds, content_type=content_type, most=FILE_BYTES_MAX)
 
     def capabilities(self, upstream: str) -> Capabilities:
         return table.of(self._host, upstream)
@@ -150,18 +168,30 @@ class OpenAICompatible(Endpoint):
 
     # -- HTTP --------------------------------------------------------------------------------------------------------
 
-    async def _fetch(self, method: str, url: str, body: bytes | None, upstream: str, seconds: float, session: str = "") -> bytes:
+    async def _fetch(
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        upstream: str,
+        seconds: float,
+        session: str = "",
+        content_type: str = "",
+        most: int = ANSWER_BYTES_MAX,
+    ) -> bytes:
         """Return the whole body of a 2xx. Raises InferenceError."""
         with self._translated(upstream, seconds):
             async with asyncio.timeout(seconds):
-                response = await self._send(method, url, body, upstream, session)
+                response = await self._send(method, url, body, upstream, session, content_type)
                 try:
-                    return await self._read(response, upstream)
+                    return await self._read(response, upstream, most=most)
                 finally:
                     # Closes the connection, and so the upstream call, unless the answer was read to its end.
                     response.release()
 
-    async def _send(self, method: str, url: str, body: bytes | None, upstream: str, session: str = "") -> aiohttp.ClientResponse:
+    async def _send(
+        self, method: str, url: str, body: bytes | None, upstream: str, session: str = "", content_type: str = ""
+    ) -> aiohttp.ClientResponse:
         """Send a request and return its answer, if that is a 2xx; release it. Raises the error that the answer means otherwise.
 
         Straight calls, where context managers would read better: they cost as much as the JSON of a call.
@@ -173,6 +203,8 @@ class OpenAICompatible(Endpoint):
         headers = self._headers
         if session and self._session_header:
             headers = headers | {self._session_header: session}
+        if content_type:
+            headers = headers | {"Content-Type": content_type}
         response = await pool.http.request(
             method, url, data=body, headers=headers, timeout=self._timeout, allow_redirects=False, proxy=self._proxy
         )
@@ -201,10 +233,12 @@ class OpenAICompatible(Endpoint):
             await session.close()
         return known
 
-    async def _read(self, response: aiohttp.ClientResponse, upstream: str, *, cut: bool = False) -> bytes:
+    async def _read(
+        self, response: aiohttp.ClientResponse, upstream: str, *, cut: bool = False, most: int = ANSWER_BYTES_MAX
+    ) -> bytes:
         """Return a body of bounded size; a longer one raises EndpointFailed, or is cut if it is an error's."""
         pieces: list[bytes] = []
-        size, most = 0, ERROR_BYTES_MAX if cut else ANSWER_BYTES_MAX
+        size, most = 0, ERROR_BYTES_MAX if cut else most
         async for piece in response.content.iter_any():
             pieces.append(piece)
             size += len(piece)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from pathlib import Path
+from typing import Any
 
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import StateUnusable
@@ -74,7 +75,7 @@ class SqliteShelf(Shelf):
 
     def count(self, group: str) -> tuple[int, float]:
         ((count, first),) = self._read("SELECT count(*), min(at) FROM docs WHERE grouped = ? AND grouped != ''", (group,))
-        return count, first or 0.0
+        return int(count), float(first or 0.0)
 
     def close(self) -> None:
         with self._lock:
@@ -82,7 +83,7 @@ class SqliteShelf(Shelf):
                 self._connection.close()
                 self._connection = None
 
-    def _read(self, sql: str, values: tuple[object, ...]) -> list[tuple[object, ...]]:
+    def _read(self, sql: str, values: tuple[object, ...]) -> list[Any]:
         with self._lock:
             try:
                 return self._open().execute(sql, values).fetchall()

@@ -21,6 +21,12 @@ class Owner(Struct, frozen=True):
     lines: list[str] = []
 
 
+class Lock(Struct, frozen=True):
+    """Until when one process sends what waits in a line."""
+
+    until: float
+
+
 class Lost(Exception):
     """Somebody else changed the batch meanwhile, and goes on with it."""
 
@@ -79,6 +85,20 @@ class Keeping:
         doc = await asyncio.to_thread(self.shelf.get, f"owner:{owner}")
         return _owner(doc.data).lines if doc is not None else []
 
+    async def lock(self, line: str, lease: float) -> int:
+        """Keep others from sending what waits in a line; returns the version to unlock it with, or 0 if somebody sends it already."""
+        now, name = self._clock.time(), f"sending:{line}"
+        doc = await asyncio.to_thread(self.shelf.get, name)
+        if doc is not None and _lock(doc.data).until > now:
+            return 0
+        version, data = doc.version if doc is not None else 0, _encode(Lock(now + lease))
+        done = await asyncio.to_thread(lambda: self.shelf.put(name, data, version=version, group="", at=0.0, until=now + KEPT))
+        return version + 1 if done else 0
+
+    async def unlock(self, line: str, version: int) -> None:
+        """Let others send again."""
+        await asyncio.to_thread(self.shelf.delete, f"sending:{line}", version)
+
     async def batch(self, id: str) -> tuple[Batch, int] | None:
         """Return a batch and its version."""
         doc = await asyncio.to_thread(self.shelf.get, f"batch:{id}")
@@ -113,4 +133,5 @@ class Keeping:
 _encode = msgspec.json.Encoder().encode
 _line = msgspec.json.Decoder(Line).decode
 _batch = msgspec.json.Decoder(Batch).decode
+_lock = msgspec.json.Decoder(Lock).decode
 _owner = msgspec.json.Decoder(Owner).decode

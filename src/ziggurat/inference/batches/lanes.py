@@ -11,8 +11,8 @@ the request and how often it was asked, so that every attempt finds it again, wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 from msgspec import Struct
@@ -21,16 +21,19 @@ from msgspec.structs import replace
 from ziggurat.clock import Clock
 from ziggurat.errors import Deferred, LayerUnreachable
 from ziggurat.inference import wire
-from ziggurat.inference.answers import digest_of
+from ziggurat.inference.answers import Answers, digest_of
 from ziggurat.inference.batches import rules
+from ziggurat.inference.batches.buying import Buyer
 from ziggurat.inference.batches.interface import Batch, BatchApi, BatchOptions, Line, Shelf
 from ziggurat.inference.batches.keeping import Keeping
 from ziggurat.inference.batches.shipping import Seal, Shipping
 from ziggurat.inference.identity import new_id
 from ziggurat.inference.ledger import current_attribution
+from ziggurat.inference.parts import materialised
 from ziggurat.inference.routes import Route
 from ziggurat.inference.shaping import shape
 from ziggurat.program.context import AttemptContext, current_attempt
+from ziggurat.program.llm import call_model
 from ziggurat.records import CallRecord, Completion, Prompt, Usage
 from ziggurat.telemetry.catalogue import BATCH_CALLS
 from ziggurat.units import human_seconds
@@ -41,20 +44,15 @@ _SHELF_LATER = 30.0
 BATCH_PRICE = "batch"
 
 
+#: Returns the route that a call would take first, and the switch that made it so; None if it has no batches.
+Pick = Callable[[Prompt], Awaitable[tuple[Route, int] | None]]
+
+
 class Wait(Struct, frozen=True):
     """A call is not answered yet: look again after so many seconds. `why` says what it waits for."""
 
     seconds: float
     why: str
-
-
-class Buyer(Protocol):
-    """What the router does for calls that go another way than through it."""
-
-    async def hold(self, route: Route, shaped: Prompt) -> float | None: ...
-    async def correct(self, line: Line, cost_usd: float) -> None: ...
-    def recorded(self, record: CallRecord, line: Line, attempt: AttemptContext | None) -> None: ...
-    async def pause(self, seconds: float) -> None: ...
 
 
 class Lanes:
@@ -66,61 +64,64 @@ class Lanes:
         seal: seals requests and answers.
         options: when to do what.
         clock: the time.
-        buyer: the router.
+        buyer: holds what calls will cost against budgets, and records what they did.
+        pick: chooses the route.
     """
 
     def __init__(
-        self, shelf: Shelf, apis: dict[str, BatchApi], seal: Seal, options: BatchOptions, clock: Clock, buyer: Buyer
+        self, shelf: Shelf, apis: dict[str, BatchApi], seal: Seal, options: BatchOptions, clock: Clock, buyer: Buyer, pick: Pick
     ) -> None:
         self.apis, self.options = apis, options
         self._shelf, self._seal, self._clock, self._buyer = shelf, seal, clock, buyer
+        self._pick = pick
         self._keeping = Keeping(shelf, clock)
         self._shipping = Shipping(self._keeping, apis, seal, options, clock, self._bill_dropped)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- a call ------------------------------------------------------------------------------------------------------
 
-    async def answer(self, prompt: Prompt, route: Callable[[], Route | None]) -> Completion | None:
-        """Return the answer of a call that may wait; None if it is to be made at once. Raises Deferred in an attempt of a run.
-
-        `route` returns the first of the call's routes that has batches.
-        """
+    def way(self, prompt: Prompt, answers: Answers | None) -> Callable[[], Awaitable[Completion | None]] | None:
+        """Return what puts a call that may wait into a batch and returns its answer from there; None if it may not wait here."""
         attempt = current_attempt()
-        in_run = attempt is not None and bool(attempt.info.run)
-        key = self._key(prompt, attempt if in_run else None)
-        if attempt is not None and in_run:
-            attempt.placing += 1
+        if attempt is None or not attempt.info.run:
+            return partial(self._answer_here, prompt, new_id())
+        journal = answers is not None and answers.journal and not attempt.unkept
+        if attempt.info.task != call_model.name and not journal:
+            # The attempt is made again from its beginning, and what it bought by then would be bought again.
+            return None
+        digest = digest_of(prompt)
+        key = f"{attempt.info.idempotency_key}:{digest}:{attempt.asked(f'line:{digest}')}"
+        return partial(self._answer_in_run, prompt, key, attempt)
+
+    async def _answer_here(self, prompt: Prompt, key: str) -> Completion | None:
+        """Return the answer of a call, waiting for it here; None if it is to be made at once."""
         try:
-            found = await self._visit(prompt, key, route, attempt)
-        finally:
-            if attempt is not None and in_run:
-                attempt.placing -= 1
-        if not isinstance(found, Wait):
-            return found
-        if attempt is not None and in_run:
-            # Calls side by side are all to be in the batch before the attempt ends for the first of them.
-            await asyncio.sleep(0)
-            while attempt.placing:
-                await asyncio.sleep(0.005)
-            raise Deferred(found.why, seconds=found.seconds)
-        try:
-            while isinstance(found, Wait):
+            while isinstance(found := await self._visit(prompt, key, current_attempt()), Wait):
                 await self._buyer.pause(found.seconds)
-                found = await self._visit(prompt, key, route, attempt)
         except asyncio.CancelledError:
             self.drop_soon(key)
             raise
         return found
 
-    def _key(self, prompt: Prompt, attempt: AttemptContext | None) -> str:
-        if attempt is None:
-            return new_id()
-        digest = digest_of(prompt)
-        return f"{attempt.info.idempotency_key}:{digest}:{attempt.asked(f'line:{digest}')}"
+    async def _answer_in_run(self, prompt: Prompt, key: str, attempt: AttemptContext) -> Completion | None:
+        """Return the answer of a call of a run; None if it is to be made at once. Raises Deferred."""
+        place = (asyncio.get_running_loop(), asyncio.Event())
+        attempt.placing.append(place)
+        try:
+            # Calls side by side each note that they are about to be placed.
+            await asyncio.sleep(0)
+            found = await self._visit(prompt, key, attempt)
+        finally:
+            place[1].set()
+        if not isinstance(found, Wait):
+            return found
+        # All of them are to be in the batch before the attempt ends for the first.
+        for loop, placed in attempt.placing:
+            if loop is place[0]:
+                await placed.wait()
+        raise Deferred(found.why, seconds=found.seconds)
 
-    async def _visit(
-        self, prompt: Prompt, key: str, route: Callable[[], Route | None], attempt: AttemptContext | None
-    ) -> Completion | Wait | None:
+    async def _visit(self, prompt: Prompt, key: str, attempt: AttemptContext | None) -> Completion | Wait | None:
         """Do what is due for a call, and return its answer, what it waits for, or None if it is to be made at once."""
         due = prompt.due or 0.0
         try:
@@ -131,7 +132,7 @@ class Lanes:
                 await self._keeping.forget_line(*found)
                 found = None
             if found is None:
-                found = await self._place(prompt, key, route())
+                found = await self._place(prompt, key)
                 if found is None:
                     return None
             return await self._look(prompt, *found, base, attempt)
@@ -141,22 +142,25 @@ class Lanes:
                 return None
             return Wait(_SHELF_LATER, str(error))
 
-    async def _place(self, prompt: Prompt, key: str, route: Route | None) -> tuple[Line, int] | None:
+    async def _place(self, prompt: Prompt, key: str) -> tuple[Line, int] | None:
         """Put a call on the shelf, if there are batches for it and time enough."""
         now = self._clock.time()
         due = prompt.due or 0.0
-        if route is None or due - now < self.options.least:
+        picked = await self._pick(prompt) if due - now >= self.options.least else None
+        if picked is None:
             return None
+        route, switch = picked
         await route.prepare()
         shaped, _ = shape(prompt, route.capabilities)
         estimate = await self._buyer.hold(route, shaped)
         if estimate is None:
             return None
-        body = self._seal.seal_inline(wire.request_body(shaped, route.upstream, stream=False), key)
+        request = wire.request_body(await materialised(shaped), route.upstream, stream=False)
+        body = self._seal.seal_inline(request, key)
         line = Line(
             key=key, id=new_id(), endpoint=route.lane.endpoint.name, upstream=route.upstream, model=prompt.model, state="waiting",
             placed_at=now, due=due, body=body, tariff=route.tariff, estimate=estimate, capabilities=route.capabilities,
-            by=current_attribution(),
+            by=current_attribution(), switch=switch,
         )  # fmt: skip
         await self._keeping.own(key.partition(":")[0], key)
         if await self._keeping.put_line(line, 0):
@@ -222,15 +226,15 @@ class Lanes:
         """Give up the batch of a call whose time is over. The provider may still answer it there, and bill it: that is written down."""
         found = await self._keeping.batch(line.batch)
         batch = found[0] if found is not None else None
-        bought = batch is None or batch.state not in ("made", "uploaded", "ended")
+        # Whoever has it under way may be about to buy it.
+        bought = batch is None or batch.state != "ended"
         if not await self._keeping.put_line(replace(line, state="online", batch=""), version):
             return False
         BATCH_CALLS.labels(line.endpoint, "left").inc()
         if not bought:
             await self._buyer.correct(line, 0.0)
             return True
-        record = replace(self._record(line, Usage()), status="unanswered", held_usd=line.estimate)
-        self._buyer.recorded(record, line, attempt)
+        self._buyer.recorded(self._record(line, None), line, attempt)
         return True
 
     async def _take(
@@ -238,8 +242,8 @@ class Lanes:
     ) -> Completion | Wait | None:
         """Return an answer that is on the shelf, with its bill: under one id, however often it is taken."""
         answer = msgspec.json.decode(self._seal.open_now(line.answer, line.key), type=Completion)
-        shaped, unshaping = shape(prompt, line.capabilities)
-        record = self._record(line, answer.usage)
+        _, unshaping = shape(prompt, line.capabilities)
+        record = self._record(line, answer)
         if not line.taken:
             if await self._keeping.put_line(replace(line, taken=base), version):
                 await self._buyer.correct(line, record.usage.cost_usd)
@@ -254,18 +258,26 @@ class Lanes:
             answer, usage=record.usage, model=prompt.model, endpoint=line.endpoint, upstream=line.upstream, call=record
         )
 
-    def _record(self, line: Line, usage: Usage) -> CallRecord:
-        now = self._clock.time()
+    def _record(self, line: Line, answer: Completion | None) -> CallRecord:
+        """Return the bill of a line: its answer's, or that of one that may have been answered."""
+        if answer is None:
+            usage = Usage()
+        elif answer.usage.calls:
+            usage = line.tariff.bill(answer.usage, line.placed_at, batch=True)
+        else:
+            usage = Usage(calls=1, cost_usd=line.estimate)  # The provider did not say.
         return CallRecord(
             id=line.id,
             model=line.model,
             endpoint=line.endpoint,
             upstream=line.upstream,
-            usage=line.tariff.bill(usage, line.placed_at, batch=True) if usage.calls else usage,
+            usage=usage,
             price_version=f"{line.tariff.version} {BATCH_PRICE}",
             started_at=line.placed_at,
-            latency=max(0.0, now - line.placed_at),
+            # No latency: it held no place at the endpoint meanwhile, and pools are sized by that.
             switch=line.switch,
+            status="ok" if answer is not None else "unanswered",
+            held_usd=0.0 if answer is not None else line.estimate,
         )
 
     # -- what nobody waits for any more ------------------------------------------------------------------------------
@@ -310,7 +322,7 @@ class Lanes:
     def _bill_dropped(self, line: Line, answer: Completion) -> None:
         # No step is left to record it, so it is a row of the ledger's own.
         nobody = replace(line, by=replace(line.by, step=0))
-        self._buyer.recorded(self._record(line, answer.usage), nobody, None)
+        self._buyer.recorded(self._record(line, answer), nobody, None)
 
     async def close(self) -> None:
         """Let go of the shelf. What was sent is found there by whoever comes next."""

@@ -45,6 +45,6 @@ def wait_of(line: Line, batch: Batch | None, first: float, options: BatchOptions
     if batch is None:
         moments.append(first + options.window)
     else:
-        # A second later than whoever looks: then the answer is there.
-        moments.append(max(batch.look_at, batch.held_until if batch.held_until > now else 0.0) + 1.0)
+        # A second later than whoever looks: then the answer is there. Where somebody is at it now, it may be there soon.
+        moments.append(now + options.look if batch.held_until > now else batch.look_at + 1.0)
     return max(1.0, min(moments) - now)

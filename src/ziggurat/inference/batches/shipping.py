@@ -75,6 +75,9 @@ class Shipping:
         now = self._clock.time()
         if not rules.is_full(count, first, self.options, now):
             return
+        locked = await self.keeping.lock(line, LEASE)
+        if not locked:
+            return
         batch = Batch(
             id=new_id(), endpoint=endpoint, upstream=upstream, state="made", made_at=now, look_at=now, holder=self._holder,
             held_until=now + LEASE,
@@ -87,6 +90,7 @@ class Shipping:
                 break
             # Another process may have sent it meanwhile, or its call may have left.
             taken += await self.keeping.put_line(replace(waiting, state="sent", batch=batch.id), at)
+        await self.keeping.unlock(line, locked)
         await self._under_way(batch, version)
 
     async def advance(self, id: str) -> None:
