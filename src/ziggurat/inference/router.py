@@ -47,7 +47,7 @@ from ziggurat.inference.routes import Route, Routes, RouteView
 from ziggurat.inference.shadowing import Shadows
 from ziggurat.inference.shaping import shape
 from ziggurat.inference.switches import Follower
-from ziggurat.inference.tokens import TokenEstimator, byte_length, raw_tokens
+from ziggurat.inference.tokens import TokenEstimator, byte_length, raw_tokens, size_of
 from ziggurat.program.context import current_attempt
 from ziggurat.program.llm import ModelCaller
 from ziggurat.records import CallRecord, ChatMessage, Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt, Usage
@@ -313,7 +313,7 @@ class Router(ModelCaller):
         started_at, started = clock.time(), clock.monotonic()
         try:
             answer = await ask(entry.place, replace(shaped, timeout=call.left()), route.upstream)
-            usage = self._counted(route, shaped, answer.usage, _size(answer))
+            usage = self._counted(route, shaped, answer.usage, size_of(answer))
         except BaseException as error:
             self._failed(call, route, entry, shaped, error, started_at, started)
             raise
@@ -503,11 +503,3 @@ def _complete(endpoint: Endpoint, prompt: Prompt, upstream: str) -> Awaitable[Co
 
 async def _complete_with_files(endpoint: Endpoint, prompt: Prompt, upstream: str) -> Completion:
     return await endpoint.complete(await materialised(prompt), upstream)
-
-
-def _size(answer: Completion | Embeddings) -> int:
-    if isinstance(answer, Embeddings):
-        return 0
-    return (
-        byte_length(answer.text) + byte_length(answer.reasoning) + sum(len(c.name) + len(c.arguments) for c in answer.tool_calls)
-    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ziggurat.inference.parts import part_tokens
-from ziggurat.records import ChatMessage, Prompt
+from ziggurat.records import ChatMessage, Completion, Embeddings, Prompt
 
 #: Bytes of a token in English prose, by most tokenizers.
 BYTES_PER_TOKEN = 4.0
@@ -123,3 +123,12 @@ def _json_length(value: Any) -> int:
     if isinstance(value, list):
         return 2 + sum(_json_length(item) + 1 for item in value)
     return len(value) + 2 if isinstance(value, str) else 4
+
+
+def size_of(answer: Completion | Embeddings) -> int:
+    """Return the bytes of what a model wrote."""
+    if isinstance(answer, Embeddings):
+        return 0
+    return (
+        byte_length(answer.text) + byte_length(answer.reasoning) + sum(len(c.name) + len(c.arguments) for c in answer.tool_calls)
+    )
