@@ -44,10 +44,11 @@ from ziggurat.inference.needs import Residency, needs_of, unmet
 from ziggurat.inference.parts import kinds_in, materialised, refers
 from ziggurat.inference.retrying import RetryOptions
 from ziggurat.inference.routes import Route, Routes, RouteView
+from ziggurat.inference.seen import Seen
 from ziggurat.inference.shadowing import Shadows
 from ziggurat.inference.shaping import shape
 from ziggurat.inference.switches import Follower
-from ziggurat.inference.tokens import TokenEstimator, byte_length, raw_tokens, size_of
+from ziggurat.inference.tokens import TokenEstimator, raw_tokens, size_of
 from ziggurat.program.context import current_attempt
 from ziggurat.program.llm import ModelCaller
 from ziggurat.records import CallRecord, ChatMessage, Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt, Usage
@@ -329,7 +330,7 @@ class Router(ModelCaller):
         entry.place = call.place(route)
         route.breaker.begin(clock.monotonic())
         started_at, started = clock.time(), clock.monotonic()
-        seen = _Seen()
+        seen = Seen()
         try:
             sent = await materialised(replace(shaped, timeout=call.left()))
             async with aclosing(entry.place.stream(sent, route.upstream)) as chunks:
@@ -465,36 +466,6 @@ class Router(ModelCaller):
                 moved.clear()
         finally:
             stop()
-
-
-class _Seen:
-    """What a stream has brought so far: enough to bill it wherever it ends."""
-
-    __slots__ = ("final", "first", "size", "usage")
-
-    def __init__(self) -> None:
-        #: Seconds to the first chunk.
-        self.first: float | None = None
-        #: Bytes of the answer.
-        self.size = 0
-        self.usage = Usage()
-        self.final = Chunk(finish="stop")
-
-    def take(self, chunk: Chunk) -> Chunk | None:
-        """Take in a chunk and return what is to be passed on now: the end is kept back until its usage is known."""
-        self.size += byte_length(chunk.text) + byte_length(chunk.reasoning)
-        for _, _, name, arguments in chunk.tool_calls:
-            self.size += len(name) + len(arguments)
-        if chunk.usage is not None:
-            if chunk.usage.calls:
-                self.usage = chunk.usage
-            chunk = replace(chunk, usage=None)
-            if chunk.finish is None and not (chunk.text or chunk.reasoning or chunk.tool_calls):
-                return None
-        if chunk.finish is None:
-            return chunk
-        self.final = chunk
-        return None
 
 
 def _complete(endpoint: Endpoint, prompt: Prompt, upstream: str) -> Awaitable[Completion]:
