@@ -343,6 +343,18 @@ async def test_a_call_without_the_time_for_a_hedge_has_none() -> None:
     await asyncio.gather(call, return_exceptions=True)
 
 
+async def test_a_call_that_can_wait_is_not_hedged() -> None:
+    world = World()
+    world.servers[0].held = True
+    call = asyncio.create_task(world.models.complete(user(due=world.clock.time() + 3600.0)))
+    await world.settle()
+    world.clock.advance(10.0)
+    await world.settle()
+    assert world.servers[1].began == 0
+    world.servers[0].release.set()
+    await call
+
+
 # -- the percentile --------------------------------------------------------------------------------------------------
 
 

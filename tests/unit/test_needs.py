@@ -205,6 +205,9 @@ async def test_a_call_with_time_to_spare_takes_the_cheapest_and_one_without_the_
         route.pace.answered({"slow": 10.0, "quick": 0.1}[route.lane.endpoint.name], 100)
     assert (await models.complete(user(timeout=600.0, max_tokens=100))).endpoint == "slow"
     assert (await models.complete(user(timeout=5.0, max_tokens=100))).endpoint == "quick"
+    now = models.clock.time()
+    assert (await models.complete(user(due=now + 3600.0, max_tokens=100))).endpoint == "slow"
+    assert (await models.complete(user(due=now + 5.0, max_tokens=100))).endpoint == "quick", "its deadline is near"
 
 
 @given(

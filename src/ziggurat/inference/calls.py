@@ -85,10 +85,14 @@ class Call:
             elif config.policy == "quality":
                 standings = best_first(standings, [standing.route.quality for standing in standings], costs)
             else:
-                standings = by_slack(standings, costs, [self._expected(s.route, tokens) for s in standings], self.left())
+                standings = by_slack(standings, costs, [self._expected(s.route, tokens) for s in standings], self._slack())
         if config.prefer_regions:
             standings = preferred_first(standings, [standing.route.region for standing in standings], config.prefer_regions)
         self.standings = standings
+
+    def _slack(self) -> float:
+        """Return the seconds until the answer is wanted: the deadline of the call if it has one, else its time limit."""
+        return self.left() if self.prompt.due is None else max(0.0, self.prompt.due - self._clock.time())
 
     def _expected(self, route: Route, tokens: TokenEstimator) -> float:
         """Return the seconds that an answer of a route is expected to take."""

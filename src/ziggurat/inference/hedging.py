@@ -181,6 +181,8 @@ class _Race:
         config = self._call.config
         if self._call.hedged or config is None or config.hedge is None:
             return None
+        if self._call.prompt.due is not None:
+            return None  # Whoever said that it can wait does not pay twice to be quick.
         delay = self._tail.p95() if config.hedge == "p95" else config.hedge
         return delay if delay is not None and delay < self._call.left() else None
 

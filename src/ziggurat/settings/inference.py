@@ -126,7 +126,7 @@ class ModelSettings(Section):
         None,
         description='How long a call may go without an answer until it is sent to a second place too; "p95" for longer than 95 % of late.',
     )
-    hedge_budget: float = Field(0.05, gt=0.0, le=0.5, description="The share of calls that may be sent twice.")
+    hedge_budget: float = Field(0.05, gt=0.0, le=1.0, description="The share of calls that may be sent twice.")
     capabilities: CapabilitySettings = Field(
         CapabilitySettings(), description="What it can do, where the built-in table is wrong."
     )
