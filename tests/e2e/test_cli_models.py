@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.e2e.conftest import Project
+from ziggurat.testing.models import FaultyUpstream
 
 FLOWS = """
     from ziggurat import llm, task, workflow
@@ -75,3 +78,33 @@ def test_a_mistake_is_one_sentence(flows: Project, arguments: tuple[str, ...], s
     finished = flows.run("models", *arguments)
     assert finished.code in (1, 2)
     assert said in finished.error
+
+
+async def test_the_list_says_what_a_route_costs_where_it_is_and_how_its_replicas_are(project: Project) -> None:
+    async with FaultyUpstream() as well, FaultyUpstream() as ill:
+        well.health, ill.health = 200, 503
+        well.metrics = 'vllm:num_requests_running{model_name="qwen"} 7.0\nvllm:num_requests_waiting{model_name="qwen"} 2.0\n'
+        project.write(
+            "ziggurat.toml",
+            f"""
+            [inference.endpoints.pool]
+            urls = ["{well.base_url}", "{ill.base_url}"]
+            gpu = "h200"
+            region = "eu"
+            quality = {{ qwen = 4 }}
+            [inference.models.fast]
+            routes = ["pool:qwen", "gmi:deepseek-ai/DeepSeek-V4-Pro", "gmi:openai/gpt-5.4-mini"]
+            """,
+        )
+        listed = await asyncio.to_thread(lambda: project.ok("models", "--json").json)
+        pool, deepseek, mini = (row for row in listed if row["alias"] == "fast")
+        assert (pool["region"], pool["quality"], pool["usd_per_hour"]) == ("eu", 4, 5.2)
+        assert [(one["url"], one["health"], one["running"]) for one in pool["replicas"]] == [
+            (well.base_url, "well", 7), (ill.base_url, "ill", None)
+        ]  # fmt: skip
+        assert (deepseek["input_usd_per_million"], deepseek["output_usd_per_million"]) == (1.39, 1.39)
+        assert (mini["input_usd_per_million"], mini["output_usd_per_million"]) == (0.40, 2.50)
+        shown = await asyncio.to_thread(lambda: project.ok("models", COLUMNS="240"))
+        for said in ("2 replicas, 1 well", f"well    {well.base_url} (7 running, 2 waiting)", "$5.20/h", "$0.40/$2.50 per M"):
+            assert said in shown.out
+        assert f"{ill.base_url} is ill: " in shown.err and "503" in shown.err

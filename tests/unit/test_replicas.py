@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.test_inference_router import SkippingRouter, collect, scripted, user
-from ziggurat.errors import EndpointFailed, EndpointUnreachable, InferenceError
+from ziggurat.assembly.endpoints import build_models
+from ziggurat.errors import EndpointFailed, EndpointUnreachable, InferenceError, SettingsError
 from ziggurat.inference.backends.dedicated import contexts_of, load_of
 from ziggurat.inference.backends.scripted import Reply, Script, ScriptedEndpoint
 from ziggurat.inference.balance import order
@@ -18,6 +20,7 @@ from ziggurat.inference.ledger import Attribution, attributing
 from ziggurat.inference.replicas import Replicated, session_of
 from ziggurat.inference.retrying import RetryOptions
 from ziggurat.records import ChatMessage, Prompt
+from ziggurat.settings import load_settings
 from ziggurat.testing.clock import FakeClock
 
 URLS = [f"http://10.0.0.{n}:8000/v1" for n in range(4)]
@@ -298,3 +301,40 @@ async def test_errors_of_the_caller_say_nothing_against_a_replica() -> None:
         with pytest.raises(InferenceError):
             await pool.ask("s")
     assert {replica.breaker.state(pool.models.clock.monotonic()) for replica in pool.endpoint._replicas.values()} == {"closed"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "model", "said"),
+    [
+        ('base_url = "http://a/v1"\nurls = ["http://b/v1"]', "", "has a base_url and urls"),
+        ('urls = ["http://a/v1", "http://a/v1/"]', "", "names a URL twice"),
+        ('urls = ["http://a/v1", "http://b/v1"]\nreplicas = 3', "", "leave replicas out"),
+        ('kind = "scripted"\nurls = ["http://a/v1"]', "", 'only the kind "openai" has replicas'),
+        ('urls = ["a/v1"]', "", "must be a URL"),
+        ('base_url = "http://a/v1"\nquality = { "*" = 6 }', "", r"quality"),
+        ('base_url = "http://a/v1"\ngpu = "B9000"', "", "whose price is not known"),
+        ('base_url = "http://a/v1"', 'hedge = "soon"', 'Or write "p95"'),
+        ('base_url = "http://a/v1"', "hedge_budget = 2.0", "hedge_budget"),
+        ('base_url = "http://a/v1"', "quality = 0", "quality"),
+        ('base_url = "http://a/v1"', 'policy = "best"', "policy"),
+    ],
+)
+def test_settings_that_contradict_themselves_are_refused(tmp_path: Path, endpoint: str, model: str, said: str) -> None:
+    path = tmp_path / "ziggurat.toml"
+    path.write_text(f"[inference.endpoints.pool]\n{endpoint}\n[inference.models.fast]\nroutes = ['pool:m']\n{model}\n")
+    with pytest.raises(SettingsError, match=said):
+        build_models(load_settings(path))
+
+
+async def test_a_gpu_by_its_name_prices_each_replica_by_the_hour(tmp_path: Path) -> None:
+    path = tmp_path / "ziggurat.toml"
+    path.write_text(
+        "[inference.endpoints.pool]\nurls = ['http://a/v1', 'http://b/v1']\ngpu = 'H100'\n"
+        "[inference.endpoints.one]\nbase_url = 'http://c/v1'\ngpu = 'h200'\nreplicas = 3\n"
+        "[inference.endpoints.mine]\nurls = ['http://d/v1', 'http://e/v1']\nprice_per_hour = '$1.10'\n"
+    )
+    models = build_models(load_settings(path))
+    hours = {name: models.routes(f"{name}:m")[0] for name in ("pool", "one", "mine")}
+    assert {name: route.per_hour for name, route in hours.items()} == {"pool": 4.0, "one": pytest.approx(7.8), "mine": 2.2}
+    assert {route.price_version for route in hours.values()} == {"hourly"}
+    await models.close()

@@ -77,7 +77,7 @@ def build_endpoint(name: str, wanted: EndpointSettings) -> Endpoint:
         limits=limits_of(wanted.limits),
         model_limits={model: limits_of(limits) for model, limits in wanted.model_limits.items()},
         timeouts=Timeouts(**wanted.timeouts.model_dump()),
-        prices={model: _price(price) for model, price in wanted.prices.items()},
+        prices={model: price_of(price) for model, price in wanted.prices.items()},
         price_per_hour=_price_per_hour(name, wanted),
         replicas=wanted.replicas or len(wanted.urls) or 1,
         urls=tuple(wanted.urls),
@@ -104,19 +104,21 @@ def _with_secrets(config: EndpointConfig, wanted: EndpointSettings) -> EndpointC
     return replace(config, api_key=plain(wanted.api_key), headers=headers)
 
 
-def _price(wanted: PriceSettings) -> Price:
+def price_of(wanted: PriceSettings) -> Price:
+    """Return prices as the inference layer reads them."""
     return Price(**wanted.model_dump())
 
 
 def _price_per_hour(name: str, wanted: EndpointSettings) -> float:
     if wanted.price_per_hour is not None or not wanted.gpu:
         return wanted.price_per_hour or 0.0
-    if wanted.gpu not in GPU_HOUR:
+    price = GPU_HOUR.get(wanted.gpu.upper())
+    if price is None:
         known = ", ".join(GPU_HOUR)
         raise SettingsError(
             f"inference.endpoints.{name}.gpu is {wanted.gpu!r}, whose price is not known (known are: {known}); set price_per_hour instead."
         )
-    return GPU_HOUR[wanted.gpu]
+    return price
 
 
 def _model(wanted: ModelSettings) -> ModelConfig:
@@ -129,7 +131,7 @@ def _model(wanted: ModelSettings) -> ModelConfig:
         hedge=wanted.hedge,
         hedge_budget=wanted.hedge_budget,
         capabilities=CapabilityOverrides(**wanted.capabilities.model_dump()),
-        price=_price(wanted.prices) if wanted.prices is not None else None,
+        price=price_of(wanted.prices) if wanted.prices is not None else None,
     )
 
 

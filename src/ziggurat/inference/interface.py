@@ -137,6 +137,10 @@ class EndpointConfig(Struct, frozen=True, kw_only=True):
     #: What only the kind knows.
     options: dict[str, Any] = {}
 
+    def rated(self, upstream: str) -> int:
+        """Return the quality of a model, from 1 to 5; 0 if nobody said."""
+        return self.quality.get(upstream) or self.quality.get("*", 0)
+
     def __repr__(self) -> str:
         # Headers may carry secrets too, so only their names are shown.
         shown = {

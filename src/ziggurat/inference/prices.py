@@ -64,6 +64,16 @@ class Tariff(Struct, frozen=True, kw_only=True):
         """Return what a call of so many tokens would cost, in US dollars, without any discount but that of a batch."""
         return self.bill(Usage(calls=1, input_tokens=input_tokens, output_tokens=output_tokens), now, batch=batch).cost_usd
 
+    def per_million(self, now: float) -> tuple[float, float] | None:
+        """Return US dollars for a million tokens of input and of output; None if nobody knows."""
+        if self.version == UNPRICED:
+            return None
+        if self.price is not None:
+            return self.price.input, self.price.output
+        # By calls of a usual length: the price of a model may grow with the length of its prompt.
+        per_thousand = self.estimate(1_000, 0, now), self.estimate(0, 1_000, now)
+        return round(per_thousand[0] * 1_000, 6), round(per_thousand[1] * 1_000, 6)
+
 
 def cost(usage: Usage, price: Price, *, batch: bool = False) -> float:
     """Return US dollars for a usage.

@@ -12,6 +12,7 @@ are asked all the same: it may be the looks that fail.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import threading
@@ -75,18 +76,19 @@ class Replica(Endpoint):
             return "trying"
         return "well" if self.told is not None or self.answered else "unknown"
 
-    def looked(self, look: Look | InferenceError, now: float) -> None:
-        """Take in what a look found."""
+    def looked(self, look: Look | InferenceError, now: float, *, tell: bool) -> None:
+        """Take in what a look found, and tell of a change in the log if whoever looked does not."""
         before, self.suspect = self.trouble, False
         if isinstance(look, InferenceError):
             self.trouble = " ".join(str(look).split())
-            if not before:
+            if tell and not before:
                 events.REPLICA_ILL(endpoint=self.name, replica=self.replica, error=look)
             return
         self.told, self._looked_at, self._own_then = look, now, self.in_flight
         self.trouble = ""
         if before:
-            events.REPLICA_WELL(endpoint=self.name, replica=self.replica)
+            if tell:
+                events.REPLICA_WELL(endpoint=self.name, replica=self.replica)
             # It was lost and is back, so what its calls met before says nothing.
             self.breaker.success()
 
@@ -198,6 +200,8 @@ class Replicated(Endpoint):
 
     def replicas(self) -> list[ReplicaView]:
         now = self._clock.monotonic()
+        with contextlib.suppress(RuntimeError):  # No loop runs here, so nobody can look; what is known is shown.
+            self._look_soon(now)
         return [
             ReplicaView(
                 url=replica.replica,
@@ -216,21 +220,22 @@ class Replicated(Endpoint):
         """Begin to look at the replicas, if it is time; a failure that was met makes it time."""
         if not self.config.probe:
             return
+        loop = asyncio.get_running_loop()
         suspect = any(replica.suspect for replica in self._replicas.values())
         with self._lock:
             if now < self._look_at and not (suspect and now >= self._look_at - self.config.probe + LOOKS_APART):
                 return
             # A moment, not a flag that a loop which ends in between would leave standing.
             self._look_at = now + self.config.probe
-        task = asyncio.get_running_loop().create_task(self.look_at_all(), name="ziggurat-replicas")
+        task = loop.create_task(self.look_at_all(tell=True), name="ziggurat-replicas")
         self._looks.add(task)
         task.add_done_callback(self._looks.discard)
 
-    async def look_at_all(self) -> None:
-        """Look at every replica, now."""
-        await asyncio.gather(*(self._look_at_one(replica) for replica in self._replicas.values()))
+    async def look_at_all(self, *, tell: bool = False) -> None:
+        """Look at every replica, now; `tell` logs what has changed."""
+        await asyncio.gather(*(self._look_at_one(replica, tell) for replica in self._replicas.values()))
 
-    async def _look_at_one(self, replica: Replica) -> None:
+    async def _look_at_one(self, replica: Replica, tell: bool) -> None:
         found: Look | InferenceError
         try:
             async with asyncio.timeout(LOOK_SECONDS):
@@ -242,7 +247,7 @@ class Replicated(Endpoint):
             )
         except InferenceError as error:
             found = error
-        replica.looked(found, self._clock.monotonic())
+        replica.looked(found, self._clock.monotonic(), tell=tell)
 
     def context(self, upstream: str) -> int:
         known = [look.contexts.get(upstream, 0) for r in self._replicas.values() if (look := r.told) is not None]

@@ -78,8 +78,7 @@ class Route:
     @property
     def quality(self) -> int:
         """How good the model is, from 1 to 5; 0 if nobody said."""
-        known = self.lane.endpoint.config.quality
-        return known.get(self.upstream) or known.get("*", 0)
+        return self.lane.endpoint.config.rated(self.upstream)
 
     @property
     def context(self) -> int:
@@ -114,6 +113,10 @@ class RouteView(Struct, frozen=True, kw_only=True):
     context: int = 0
     #: The places among which an endpoint balances its calls; none for an endpoint of one place.
     replicas: list[ReplicaView] = []
+    #: US dollars for a million tokens of input and of output at this hour; None if nobody knows.
+    per_million: tuple[float, float] | None = None
+    #: US dollars for an hour of all replicas; 0 for what is paid by tokens.
+    per_hour: float = 0.0
 
 
 class Routes:
@@ -136,7 +139,7 @@ class Routes:
         self._direct: dict[str, list[Route]] = {}
         self._aliases: dict[str, list[Route]] = {}
         self._models: dict[str, ModelConfig] = {}
-        self._rng = rng
+        self._rng, self._clock = rng, clock
         self.set_models(models)
 
     def set_models(self, models: Mapping[str, ModelConfig]) -> None:
@@ -203,6 +206,8 @@ class Routes:
                 quality=r.quality,
                 context=r.context,
                 replicas=r.lane.endpoint.replicas(),
+                per_million=r.tariff.per_million(self._clock.time()),
+                per_hour=r.lane.endpoint.config.price_per_hour * r.lane.endpoint.config.replicas,
             )
             for r in self.of(model)
         ]

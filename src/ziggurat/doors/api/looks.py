@@ -153,13 +153,28 @@ def _route(hub: Hub, route: Any, use: EndpointUse | None) -> views.RouteView:
     return views.RouteView(
         endpoint=route.endpoint,
         upstream=route.upstream,
-        base_url=endpoint.base_url if endpoint is not None else "",
+        base_url=endpoint.base_url or ", ".join(replica.url for replica in route.replicas) if endpoint is not None else "",
         breaker=route.breaker,
         cooling=max(route.cooling, use.cooling if use is not None else 0.0),
         in_flight=max(route.in_flight, use.in_flight if use is not None else 0),
         waiting=max(route.waiting, sum(use.waiting.values()) if use is not None else 0),
-        input_usd_per_million=route.price.input if route.price is not None else None,
-        output_usd_per_million=route.price.output if route.price is not None else None,
+        input_usd_per_million=route.per_million[0] if route.per_million is not None else None,
+        output_usd_per_million=route.per_million[1] if route.per_million is not None else None,
+        usd_per_hour=route.per_hour,
+        region=route.region,
+        quality=route.quality or None,
+        context=route.context or None,
+        replicas=[
+            views.ReplicaView(
+                url=replica.url,
+                health=replica.health,
+                in_flight=replica.in_flight,
+                running=replica.running,
+                waiting=replica.waiting,
+                trouble=replica.trouble,
+            )
+            for replica in route.replicas
+        ],
         limits=limits,
         has_key=key is None or key.present(),
     )

@@ -67,6 +67,17 @@ class WorkerList(Answer):
     workers: list[WorkerView]
 
 
+class ReplicaView(Answer):
+    """One of the places among which an endpoint balances its calls."""
+
+    url: str
+    health: str = Field(description='"well", "ill", "trying", or "unknown" until it was looked at.')
+    in_flight: int = Field(description="Calls of this process that are there now.")
+    running: int | None = Field(description="Calls of all callers that the server says it runs.")
+    waiting: int | None = Field(description="Calls of all callers that the server says wait in it.")
+    trouble: str
+
+
 class RouteView(Answer):
     """Where a model is served."""
 
@@ -81,6 +92,11 @@ class RouteView(Answer):
     output_usd_per_million: float | None
     limits: dict[str, float] = Field(description="The limits of the endpoint that are set.")
     has_key: bool = Field(description="Whether its key is set, or none is needed.")
+    usd_per_hour: float = Field(description="What an hour of all replicas costs; 0 for what is paid by tokens.")
+    region: str = Field(description="Where the endpoint is; empty if nobody said.")
+    quality: int | None = Field(description="How good the model is, from 1 to 5; null if nobody said.")
+    context: int | None = Field(description="Tokens that prompt and answer may have together; null if unknown.")
+    replicas: list[ReplicaView] = Field(description="The places among which its calls are balanced; none for one place.")
 
 
 class ModelView(Answer):

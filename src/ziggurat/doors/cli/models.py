@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ziggurat.doors.cli.common import AsJson, Config, answer, answer_json, console, iso, run_async, say
+from ziggurat.doors.cli.common import AsJson, Config, answer, answer_json, iso, run_async, say
 from ziggurat.errors import InvalidData, UnknownName, ZigguratError
 
 if TYPE_CHECKING:
@@ -24,9 +24,12 @@ _PATIENCE = 60.0
 
 @app.callback()
 def list_models(context: typer.Context, config: Config = None, as_json: AsJson = False) -> None:
-    """List the aliases with their routes and endpoints."""
+    """List the aliases with their routes: endpoints, prices, regions, qualities, and how replicas are."""
     if context.invoked_subcommand is not None:
         return
+    from ziggurat.assembly.route_look import look_at_routes
+    from ziggurat.doors.cli.model_list import as_json as describe
+    from ziggurat.doors.cli.model_list import show
     from ziggurat.settings import load_settings
 
     settings = load_settings(config)
@@ -43,20 +46,12 @@ def list_models(context: typer.Context, config: Config = None, as_json: AsJson =
         for alias, switch in standing.items()
         if switch.shadow
     ]
+    standings = run_async(look_at_routes(settings, [(row["alias"], f"{row['endpoint']}:{row['model']}") for row in rows]))
+    rows = [{**row, **describe(standing)} for row, standing in zip(rows, standings, strict=True)]
     if as_json:
         answer_json(rows)
-        return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("Alias", "Endpoint", "Model", "Share", "Kind", "URL", "Key"):
-        table.add_column(column, no_wrap=True)
-    last = ""
-    for row in rows:
-        alias = f"{row['alias']}{' (switched)' if row['switched'] else ''}" if row["alias"] != last else ""
-        last = row["alias"]
-        table.add_row(alias, row["endpoint"], row["model"], row["share"], row["kind"], row["base_url"], row["key"])
-    console().print(table)
+    else:
+        show(rows)
 
 
 def _share(switch: Switch | None, index: int) -> str:
@@ -186,7 +181,7 @@ def _describe(settings: Settings, alias: str, route: str) -> dict[str, Any]:
         "endpoint": name,
         "model": upstream,
         "kind": endpoint.kind,
-        "base_url": endpoint.base_url,
+        "base_url": endpoint.base_url or ", ".join(endpoint.urls),
         "key": key,
     }
 

@@ -33,6 +33,7 @@ from ziggurat.inference.interface import is_loopback
 from ziggurat.inference.ledger import attributing, day_of
 from ziggurat.inference.limits import caller as limits
 from ziggurat.inference.router import Router
+from ziggurat.inference.routes import RouteView
 from ziggurat.settings.gateway import GatewaySettings
 from ziggurat.telemetry import CONTENT_TYPE, events, metrics_text, tracing
 from ziggurat.telemetry.catalogue import GATEWAY_IN_FLIGHT, GATEWAY_REQUESTS, GATEWAY_SECONDS
@@ -266,7 +267,7 @@ class Gateway:
     async def _list_models(self, x: Exchange, models: Router) -> web.StreamResponse:
         allowed = x.caller.models if x.caller is not None else frozenset()
         listed = [
-            {"id": alias, "object": "model", "created": 0, "owned_by": "ziggurat"}
+            {"id": alias, "object": "model", "created": 0, "owned_by": "ziggurat", "ziggurat": _served(models.routes(alias))}
             for alias in models.aliases()
             if not allowed or alias in allowed
         ]
@@ -283,6 +284,24 @@ class Gateway:
         reasons = ["The gateway is draining."] if self.draining else []
         body = {"ok": not reasons, "in_flight": self.in_flight, "reasons": reasons}
         return x.answer(msgspec.json.encode(body), 503 if reasons else 200)
+
+
+def _served(routes: list[RouteView]) -> list[dict[str, Any]]:
+    """Return how a model is served: no addresses, which are nobody's business behind a gateway."""
+    return [
+        {
+            "route": f"{route.endpoint}:{route.upstream}",
+            "health": "well" if route.breaker == "closed" else "ill" if route.breaker == "open" else "trying",
+            "region": route.region or None,
+            "quality": route.quality or None,
+            "context": route.context or None,
+            "replicas": len(route.replicas) or 1,
+            "replicas_well": sum(replica.health != "ill" for replica in route.replicas)
+            if route.replicas
+            else int(route.breaker != "open"),
+        }
+        for route in routes
+    ]
 
 
 def _require_local(request: web.BaseRequest) -> None:

@@ -51,9 +51,21 @@ function one(model, repoint, back) {
   return h("section.panel.flush", { "aria-label": model.alias }, standing(model, repoint, back),
     h("div.scroll", { tabindex: "0", role: "region", "aria-label": `Routes of ${model.alias}` }, h("table.stack", h("thead", h("tr", ["Route", "Health"].map((name) => h("th", name)), ["In flight", "Waiting"].map((name) => h("th.num", name)), ["Limits", "Per million tokens"].map((name) => h("th", name)))),
       h("tbody", model.routes.map((route, index) => h("tr",
-        h("td.wide", h("b.break", `${route.endpoint}:${route.upstream}`), model.weights.length > 0 && h("span.tag", `${Math.round(model.weights[index] * 1000) / 10}% of calls`), h("div.soft.small.break", route.base_url)),
+        h("td.wide", h("b.break", `${route.endpoint}:${route.upstream}`), model.weights.length > 0 && h("span.tag", `${Math.round(model.weights[index] * 1000) / 10}% of calls`), !route.replicas.length && h("div.soft.small.break", route.base_url), route.replicas.map(replica), about(route)),
         h("td", route.has_key ? pill(HEALTH[route.breaker] || route.breaker) : [pill("failed"), h("div.bad.small", "its key is not set")], route.cooling > 0 && h("div.small.soft", `left alone for ${span(route.cooling)} after a 429`)),
         h("td.num", count(route.in_flight)), h("td.num", count(route.waiting)),
         h("td", Object.entries(route.limits).filter(([name]) => name !== "burst").map(([name, n]) => h("div.small", `${count(n)} ${name.replaceAll("_", " ")}`))),
-        h("td.nowrap", route.input_usd_per_million === null ? h("span.soft", "unknown") : `${money(route.input_usd_per_million)} in, ${money(route.output_usd_per_million)} out`)))))));
+        h("td.nowrap", route.input_usd_per_million === null ? h("span.soft", "unknown") : `${money(route.input_usd_per_million)} in, ${money(route.output_usd_per_million)} out`, route.usd_per_hour > 0 && h("div.small", `${money(route.usd_per_hour)} an hour`)))))));
+}
+
+/** A replica: how it is, where, and what its server says it does. */
+function replica(one) {
+  const load = one.running === null ? "" : `, ${count(one.running)} running and ${count(one.waiting || 0)} waiting there`;
+  return h("div.small.break", { class: one.health === "ill" ? "bad" : "soft" }, `${one.health}: ${one.url}${load}`, one.trouble && h("div", one.trouble));
+}
+
+/** What a call may ask of a route: where it is, how good, how much it takes. */
+function about(route) {
+  const known = [route.region && `region ${route.region}`, route.quality && `quality ${route.quality} of 5`, route.context && `${count(route.context)} tokens of context`].filter(Boolean);
+  return known.length > 0 && h("div.soft.small", known.join(" · "));
 }
