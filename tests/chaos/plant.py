@@ -63,6 +63,9 @@ class Plant:
         self.frozen: list[subprocess.Popen[bytes]] = []
         #: Which processes were thawed, and when.
         self.thaws: list[tuple[int, float]] = []
+        #: A worker that nothing kills, to see what it comes to hold over hours.
+        self.spared: subprocess.Popen[bytes] | None = None
+        self._up: set[int] = set()
         #: How many workers were started, and exit codes of those that ended by themselves.
         self.started = 0
         self.ended: list[int] = []
@@ -93,6 +96,7 @@ class Plant:
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         self.started += 1
+        self._up = {worker.pid for worker in self.workers} & self._up  # A pid of one that is gone may come again.
         worker = self._start(f"worker-{self.started}", "worker")
         self.workers.append(worker)
         return worker
@@ -100,7 +104,11 @@ class Plant:
     def at_work(self) -> list[subprocess.Popen[bytes]]:
         """Return the workers that are up, and neither frozen nor ended."""
         up = [worker for worker in self.workers if worker not in self.frozen and worker.poll() is None]
-        return [worker for worker in up if f"pid: {worker.pid}," in self.said("worker")]
+        if any(worker.pid not in self._up for worker in up):
+            # Not asked of the logs each time, which become long.
+            said = self.said("worker")
+            self._up |= {worker.pid for worker in up if f"pid: {worker.pid}," in said}
+        return [worker for worker in up if worker.pid in self._up]
 
     def kill_worker(self, worker: subprocess.Popen[bytes]) -> None:
         """kill -9."""

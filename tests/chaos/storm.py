@@ -69,7 +69,9 @@ class Storm:
 
     Args:
         lease, deliveries: as in the plant's settings.
-        server: the Redis server, if that is the queue, and whether what it holds outlives it.
+        server, durable: the Redis server, if that is the queue, and whether what it holds outlives it.
+        label: begins the ids of the runs, so that several storms may pass over one plant.
+        spare_orchestrator: whether it is not killed; what `plant.spared` holds is not either.
     """
 
     def __init__(
@@ -82,12 +84,15 @@ class Storm:
         deliveries: int,
         server: RedisServer | None = None,
         durable: bool = True,
+        label: str = "",
+        spare_orchestrator: bool = False,
     ) -> None:
+        self._spare_orchestrator, self._label = spare_orchestrator, label
         self.plant, self.seed, self.scale, self.server, self.durable = plant, seed, scale, server, durable
         self.lease, self.deliveries = lease, deliveries
         chance = random.Random(seed)
         self.tours = self._plan(chance)
-        self.poisons = [f"doomed-{number}" for number in range(scale.poisons)]
+        self.poisons = [f"{label}doomed-{number}" for number in range(scale.poisons)]
         self.schedule = self._schedule(chance)
         self._chance = chance
         #: Moments at which the queue lost everything.
@@ -96,6 +101,7 @@ class Storm:
         #: What a thawed worker did too late, by the number of the thaw.
         self._excused: dict[int, Effect] = {}
         self.seconds = 0.0
+        self.unended = len(self.tours) + len(self.poisons)
 
     # -- what is drawn ---------------------------------------------------------------------------------------------
 
@@ -119,11 +125,11 @@ class Storm:
                 left -= size
                 if not left:
                     break
-            tours[f"tour-{len(tours)}"] = groups
+            tours[f"{self._label}tour-{len(tours)}"] = groups
         return tours
 
     def _schedule(self, chance: random.Random) -> list[Fault]:
-        kinds = {"kill worker": 4, "freeze worker": 4, "kill orchestrator": 2}
+        kinds = {"kill worker": 4, "freeze worker": 4, "kill orchestrator": 0 if self._spare_orchestrator else 2}
         if self.server is not None:
             kinds |= {"restart": 2, "flush": 1, "pause": 1}
         faults = []
@@ -137,16 +143,22 @@ class Storm:
         faults = ", ".join(f"{it.after:g} s {it.kind} ({it.seconds:g} s)" for it in self.schedule)
         return f"seed {self.seed}: {len(self.tours)} runs of {self.scale.tasks} tasks, {len(self.poisons)} doomed; {faults}"
 
+    def progress(self) -> str:
+        """Say how far it is."""
+        begun = len(self.tours) + len(self.poisons)
+        return f"seed {self.seed}: {begun - self.unended} of {begun} runs, {self.done.total()} of {len(self.schedule)} faults"
+
     # -- what happens ----------------------------------------------------------------------------------------------
 
     async def rage(self, trouble: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
         """Start the runs and let the faults happen until all have ended; or `trouble` in the place of the faults, to its end."""
         plant = self.plant
         began = time.monotonic()
-        for _ in range(WORKERS):
-            plant.start_worker()
-        plant.start_orchestrator()
-        await plant.ready(WORKERS)
+        if plant.orchestrator is None:
+            for _ in range(WORKERS):
+                plant.start_worker()
+            plant.start_orchestrator()
+            await plant.ready(WORKERS)
         tending = asyncio.create_task(self._tend())
         raging = asyncio.create_task((trouble or self._faults)())
         try:
@@ -205,6 +217,7 @@ class Storm:
             if raging.done():
                 raging.result()
             runs = await self.runs()
+            self.unended = len(self.tours) + len(self.poisons) - sum(run.status in ENDED for run in runs.values())
             if all(run.status in ENDED for run in runs.values()) and len(runs) == len(self.tours) + len(self.poisons):
                 return
             await asyncio.sleep(0.3)
@@ -246,7 +259,7 @@ class Storm:
         """Return a worker at work, waiting until it is not the only one: others must go on."""
         while len(workers := self.plant.at_work()) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-        return self._chance.choice(workers)
+        return self._chance.choice([worker for worker in workers if worker is not self.plant.spared])
 
     async def runs(self) -> dict[str, Run]:
         """Return all runs by id, without results."""
