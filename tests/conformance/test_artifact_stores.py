@@ -1,4 +1,4 @@
-"""The suite of artifact stores, over a local folder, over obstore on a folder and in memory, and over S3 on loopback."""
+"""The suite of artifact stores, over a local folder, over obstore on a folder and in memory, and over S3, Google Cloud Storage and Azure on loopback."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.gcs_server import GcsServer, gcs_running
 from ziggurat.artifacts import ArtifactStore
 from ziggurat.artifacts.backends.folder import FolderStore
 from ziggurat.artifacts.backends.objects import ObjectStore
+from ziggurat.artifacts.interface import CHUNK
 from ziggurat.errors import ArtifactsUnreachable, ConfigurationError
 from ziggurat.testing.artifact_suite import ArtifactStoreSuite
 
@@ -100,6 +102,59 @@ class TestS3(ArtifactStoreSuite):
         with pytest.raises(ArtifactsUnreachable, match="no-such-bucket") as caught:
             store.put("zga_" + "0" * 32, [b"x"])
         assert "test-secret" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def gcs() -> Iterator[GcsServer]:
+    """Google Cloud Storage on a free port of the loopback interface."""
+    with gcs_running() as server:
+        server.make_bucket(BUCKET)
+        yield server
+
+
+class TestGcs(ArtifactStoreSuite):
+    """Google's protocol over a socket, signed with a service account's key."""
+
+    @pytest.fixture(autouse=True)
+    def _place(self, gcs: GcsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+        self.server = gcs
+        self.account = gcs.write_account(tmp_path / "account.json")
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(self.account))
+        monkeypatch.setenv("GOOGLE_BASE_URL", gcs.url)
+        self.prefix = str(abs(hash(request.node.nodeid)))
+
+    def make(self) -> ArtifactStore:
+        return ObjectStore(f"gs://{BUCKET}/{self.prefix}")
+
+    def test_a_listing_goes_on_over_pages(self, store: ArtifactStore) -> None:
+        keys = {f"zga_{number:032}" for number in range(1_100)}
+        self.server.make_bucket(BUCKET, (f"{self.prefix}/00/{key}" for key in keys))
+        assert {found.key for found in store.list()} == keys
+        assert any("continuation-token" in what for _, what in self.server.asked)
+
+    def test_a_large_object_is_sent_in_parts_and_a_small_one_at_once(self, store: ArtifactStore) -> None:
+        del self.server.asked[:]
+        store.put("zga_" + "0" * 32, [b"x" * CHUNK] * 9)
+        store.put("zga_" + "1" * 32, [b"x"])
+        assert [method for method, what in self.server.asked if "?uploads" in what] == ["POST"]
+        assert sum("partNumber=" in what for _, what in self.server.asked) == 2
+
+    def test_a_key_that_was_revoked_is_said_without_it(self, gcs: GcsServer) -> None:
+        from cryptography.hazmat.primitives.asymmetric import rsa
+
+        gcs.write_account(self.account, key=rsa.generate_private_key(public_exponent=65537, key_size=2048))
+        with pytest.raises(ArtifactsUnreachable, match="Check the credentials in the environment") as caught:
+            self.make().put("zga_" + "0" * 32, [b"x"])
+        assert "PRIVATE KEY" not in str(caught.value)
+
+    def test_a_bucket_that_is_not_there_is_said(self) -> None:
+        with pytest.raises(ArtifactsUnreachable, match=r"no-such-bucket.*Make the bucket"):
+            list(ObjectStore("gs://no-such-bucket/prefix").get("zga_" + "0" * 32))
+
+    def test_an_account_that_is_no_account_is_a_mistake_of_configuration(self) -> None:
+        self.account.write_text("{}")
+        with pytest.raises(ConfigurationError, match="gs://bucket/prefix"):
+            self.make()
 
 
 def test_a_url_that_means_nothing_is_a_mistake_of_configuration() -> None:

@@ -131,7 +131,9 @@ class ObjectStore(ArtifactStore):
 
 def _plain_http() -> bool:
     """Say whether the environment names an endpoint without TLS: whoever does that, as for MinIO on this machine, means it."""
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
+    names = (
+        "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "GOOGLE_BASE_URL",
+    )  # fmt: skip
     return any(os.environ.get(name, "").startswith("http://") for name in names)
 
 
