@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.azure_server import ACCOUNT, KEY, azurite_running, make_container
 from tests.conformance.gcs_server import GcsServer, gcs_running
+from tests.conftest import missing_service
 from ziggurat.artifacts import ArtifactStore
 from ziggurat.artifacts.backends.folder import FolderStore
 from ziggurat.artifacts.backends.objects import ObjectStore
@@ -155,6 +157,45 @@ class TestGcs(ArtifactStoreSuite):
         self.account.write_text("{}")
         with pytest.raises(ConfigurationError, match="gs://bucket/prefix"):
             self.make()
+
+
+@pytest.fixture(scope="module")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Azure's blob storage on a free port of the loopback interface."""
+    with azurite_running(tmp_path_factory.mktemp("azurite"), missing_service) as url:
+        make_container(url, BUCKET)
+        yield url
+
+
+@pytest.mark.slow
+class TestAzure(ArtifactStoreSuite):
+    """Azure's protocol over a socket, signed with the account's key."""
+
+    @pytest.fixture(autouse=True)
+    def _place(self, azurite: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+        for name, value in {
+            "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT,
+            "AZURE_STORAGE_ACCOUNT_KEY": KEY,
+            "AZURE_STORAGE_ENDPOINT": f"{azurite}/{ACCOUNT}",
+        }.items():
+            monkeypatch.setenv(name, value)
+        self.prefix = str(abs(hash(request.node.nodeid)))
+
+    def make(self) -> ArtifactStore:
+        return ObjectStore(f"az://{BUCKET}/{self.prefix}")
+
+    def test_a_container_that_is_not_there_is_said_without_secrets(self) -> None:
+        store = ObjectStore("az://no-such-container/prefix")
+        with pytest.raises(ArtifactsUnreachable, match=r"no-such-container.*Make the bucket") as caught:
+            list(store.get("zga_" + "0" * 32))
+        assert KEY not in str(caught.value)
+
+    def test_a_wrong_key_is_said_without_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        wrong = "d3JvbmcgYW5kIHNlY3JldA=="
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", wrong)
+        with pytest.raises(ArtifactsUnreachable, match="Check the credentials in the environment") as caught:
+            self.make().put("zga_" + "0" * 32, [b"x"])
+        assert wrong not in str(caught.value)
 
 
 def test_a_url_that_means_nothing_is_a_mistake_of_configuration() -> None:

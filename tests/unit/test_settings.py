@@ -166,6 +166,12 @@ def test_a_secret_in_the_file_is_refused_without_being_repeated(file: Path, text
     assert "hidden" not in str(caught.value.__cause__)
 
 
+def test_a_place_in_azure_may_be_written_as_azure_writes_it(file: Path) -> None:
+    url = "abfss://container@account.dfs.core.windows.net/prefix"
+    file.write_text(f'[artifacts]\nurl = "{url}"')
+    assert load_settings(file, {}).artifacts.url == url
+
+
 # -- mistakes -------------------------------------------------------------------------------------------------------
 
 MISTAKES = [
@@ -194,6 +200,9 @@ MISTAKES = [
     ('[inference.models.m]\nroutes = ["gmi"]', ["'gmi' must name an endpoint and its model"]),
     ("[inference.models.m]\nroutes = []", ["inference.models.m.routes", "at least one"]),
     ("[inference.models.m]\n", ["inference.models.m.routes is missing"]),
+    ('[artifacts]\nurl = "ftp://host/x"', ["artifacts.url", "s3://, gs:// or az://"]),
+    ('[artifacts]\nurl = "s3://key:pw@bucket/x"', ["artifacts.url", "it holds credentials"]),
+    ('[artifacts]\nurl = "abfss://x:pw@account.dfs.core.windows.net"', ["artifacts.url", "it holds credentials"]),
     ('[queue]\nurl = "redis://:pw@host"', ["queue.url", "password", "env:NAME"]),
 ]
 

@@ -12,7 +12,7 @@ class ArtifactSettings(Section):
 
     url: str = Field(
         ".ziggurat/artifacts",
-        description="A folder, or `s3://bucket/prefix`, `gs://bucket/prefix`, `az://account/container/prefix`. "
+        description="A folder, or `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`. "
         "Each system needs a place of its own.",
     )
     inline_limit: Bytes = Field(
@@ -28,7 +28,9 @@ class ArtifactSettings(Section):
         scheme, found, rest = value.partition("://")
         if found and (scheme not in ("file", "memory", "s3", "s3a", "gs", "az", "azure", "abfs", "abfss") or not rest):
             raise ValueError(f"it is {value!r} and must be a folder, or a URL that begins with s3://, gs:// or az://")
-        if found and "@" in rest.partition("/")[0]:
+        # abfss://container@account.dfs.core.windows.net is how Azure itself writes a place.
+        user, at, _ = rest.partition("/")[0].rpartition("@")
+        if found and at and (":" in user or scheme not in ("abfs", "abfss")):
             raise ValueError("it holds credentials; give them in the environment, as the store's own tools take them")
         if not value:
             raise ValueError("it is empty; name a folder or a URL")

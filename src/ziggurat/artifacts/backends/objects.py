@@ -2,7 +2,8 @@
 
 The URL names the bucket and a prefix, such as s3://bucket/ziggurat. Credentials, region and endpoint come from the environment, by the
 names that each vendor's own tools use (AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS,
-AZURE_STORAGE_ACCOUNT_KEY, …) or from the machine's role; see https://developmentseed.org/obstore/latest/authentication/.
+AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY, …) or from the machine's role; docs/how-to/work-with-files.md lists them. Google's
+endpoint is GOOGLE_BASE_URL, for which its own tools have no name. See https://developmentseed.org/obstore/latest/authentication/.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class ObjectStore(ArtifactStore):
         except (BaseError, ValueError, TypeError) as error:
             raise ConfigurationError(
                 f"The artifact store {url} cannot be used: {_cause(error)}. Write [artifacts] url as a folder, s3://bucket/prefix, "
-                "gs://bucket/prefix or az://account/container/prefix, and give the credentials in the environment."
+                "gs://bucket/prefix or az://container/prefix, and give the credentials in the environment."
             ) from error
 
     def put(self, key: str, chunks: Iterable[bytes]) -> None:
@@ -112,7 +113,8 @@ class ObjectStore(ArtifactStore):
         try:
             yield
         except (NotFoundError, FileNotFoundError) as error:
-            if key and "NoSuchBucket" not in str(error):
+            # S3's and Google's name for it, and Azure's.
+            if key and not any(name in str(error) for name in ("NoSuchBucket", "ContainerNotFound")):
                 raise ArtifactMissing(
                     f"The artifact {key} is not in {self.url}: it was deleted, or [artifacts] url names another store than the one it "
                     "was saved to."
