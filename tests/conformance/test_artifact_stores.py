@@ -1,4 +1,4 @@
-"""The suite of artifact stores, over a local folder, over obstore on a folder and in memory, and over S3, Google Cloud Storage and Azure on loopback."""
+"""The suite of artifact stores: a local folder, obstore on a folder and in memory, and S3, Google Cloud Storage and Azure on loopback."""
 
 from __future__ import annotations
 
