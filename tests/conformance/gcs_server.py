@@ -30,7 +30,7 @@ class GcsServer:
     """The server. Its requests are kept in `asked`, as (method, path and query)."""
 
     def __init__(self) -> None:
-        from moto.server import DomainDispatcherApplication, create_backend_app
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
         from werkzeug.serving import WSGIRequestHandler, make_server
 
         class Silent(WSGIRequestHandler):
@@ -54,7 +54,7 @@ class GcsServer:
 
     def make_bucket(self, name: str, keys: Iterable[str] = ()) -> None:
         """Make a bucket, or fill one with empty objects, past the protocol."""
-        from moto.core import DEFAULT_ACCOUNT_ID
+        from moto.core.models import DEFAULT_ACCOUNT_ID
         from moto.s3.models import s3_backends
 
         storage = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
