@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from tests.conformance.redis_servers import free_port
+from tests.ports import free_port
 
 #: The account that every Azurite has, https://learn.microsoft.com/azure/storage/common/storage-connect-azurite.
 ACCOUNT = "devstoreaccount1"
