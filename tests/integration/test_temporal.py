@@ -21,7 +21,7 @@ from tests.conformance.temporal_servers import TemporalServer, needed, temporal_
 from ziggurat.artifacts import INLINE
 from ziggurat.assembly import System
 from ziggurat.assembly.replaying import check_recording
-from ziggurat.errors import Conflict, LayerUnreachable
+from ziggurat.errors import Conflict, LayerUnreachable, UnknownName
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.program.definitions import task, workflow
@@ -240,6 +240,33 @@ async def test_a_spent_budget_parks_the_run_until_it_is_resumed_with_more(server
         kinds = [event.kind for event in await orchestrator.history(name)]
         assert kinds.index("run_parked") < kinds.index("run_resumed")
         await _reads_as_it_was_driven(orchestrator, name)
+
+
+async def test_a_tree_that_was_parked_and_resumed_reads_and_replays_as_it_was_driven(
+    server: TemporalServer, tmp_path: Path
+) -> None:
+    async with system(tmp_path, settings_text(server)) as orchestrator:
+        name = f"tree{next(_numbers)}"
+        payload = Raw(p.buys.arguments.encode((name, 2), {}))
+        await orchestrator.start(StartRequest(workflow=p.buys.name, payload=payload, id=name, budget_usd=0.5))
+        runs = (name, f"{name}/2", f"{name}/1")
+        async with asyncio.timeout(PATIENCE):
+            for run in reversed(runs):
+                while not await _has_status(orchestrator, run, "parked"):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+        await orchestrator.resume(name, budget_usd=10.0)
+        assert (await orchestrator.wait(name, PATIENCE)).status == "completed"
+        registry = Registry()
+        registry.add(p.buys)
+        for run in runs:
+            await _reads_as_it_was_driven(orchestrator, run)
+            assert await check_recording(await orchestrator.record(run), registry, INLINE) == ""
+
+
+async def _has_status(orchestrator: Orchestrator, run: str, status: str) -> bool:
+    with suppress(UnknownName):
+        return (await orchestrator.get(run)).status == status
+    return False
 
 
 async def test_other_clients_start_signal_and_query_runs(server: TemporalServer, tmp_path: Path) -> None:

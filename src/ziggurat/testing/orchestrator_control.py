@@ -191,6 +191,34 @@ class ControlPromises(OrchestratorHarness):
             assert await self.result(run) == "went on"
             assert p.ran[f"{self.name}/child.cleanup"] == 1
 
+    # -- budgets -------------------------------------------------------------------------------------------------
+
+    async def test_a_budget_that_is_spent_below_parks_all_runs_up_to_its_owner_which_resumes_them(self) -> None:
+        async with self.running():
+            run = await self.start(p.buys, self.name, 2, budget_usd=0.5)
+            for parked in (run, f"{self.name}/2", f"{self.name}/1"):
+                found = await self.rests(parked, "parked")
+                assert f"run:{run} is spent" in found.reason
+                assert found.error is not None
+                assert found.error.run_id == run
+            await self.restart()
+            with pytest.raises(Conflict, match="parked"):
+                await self.send(run, "a")
+            await self.orchestrator.resume(run, budget_usd=10.0)
+            assert await self.result(run) == 2
+            assert p.ran[self.name] == 1
+
+    async def test_a_run_above_the_owner_of_a_spent_budget_waits_on(self) -> None:
+        async with self.running() as orchestrator:
+            run = await self.start(p.affords, self.name, 0.5)
+            owner = await self.rests(f"{self.name}/owner", "parked")
+            await self.rests(f"{self.name}/1", "parked")
+            assert owner.budget_usd == 0.5
+            assert (await orchestrator.get(run)).status == "waiting"
+            await orchestrator.cancel(owner.id)
+            assert (await self.ended(owner.id)).status == "cancelled"
+            assert await self.result(run) == "given up"
+
     # -- pause ---------------------------------------------------------------------------------------------------
 
     async def test_a_paused_run_finishes_what_is_under_way_and_begins_nothing(self) -> None:

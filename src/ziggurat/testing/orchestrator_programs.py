@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import ziggurat.program.primitives as program
-from ziggurat.errors import ChildRunError, SignalTimeout, TaskCrashed, TaskError, TaskTimeout
+from ziggurat.errors import BudgetExceeded, ChildRunError, SignalTimeout, TaskCrashed, TaskError, TaskTimeout
 from ziggurat.program.context import current_attempt
 from ziggurat.program.definitions import task, workflow
 from ziggurat.program.options import Retry
@@ -132,6 +132,17 @@ async def pay(id: str, fails: int = 0) -> None:
     attempt.record_call(CallRecord(id=f"{id}-{attempt.info.attempt}", model="m", endpoint="e", upstream="u", usage=usage))
     if attempt.info.attempt <= fails:
         raise ValueError(id)
+
+
+@task(name="orc.buy", retry=Retry(1))
+async def buy(name: str) -> None:
+    """Stand for a model call that reserves a dollar of the budgets of its run and of those above."""
+    for allowance in program.task_info().budgets:
+        if allowance.spent_usd + 1.0 > allowance.limit_usd:
+            refused = BudgetExceeded(f"The budget of {allowance.key} is spent.")
+            refused.run_id, refused.budget = allowance.key.partition(":")[2], allowance.key
+            raise refused
+    ran[name] += 1
 
 
 @task(name="orc.talk")
@@ -307,6 +318,25 @@ async def pays(name: str) -> None:
 @workflow(name="orc.pays_too")
 async def pays_too(name: str) -> None:
     await pay(f"{name}-b")
+
+
+@workflow(name="orc.buys")
+async def buys(name: str, depth: int) -> int:
+    """Buy in a child run of a child run, this deep."""
+    if depth:
+        return await buys.options(id=f"{name}/{depth}")(name, depth - 1) + 1
+    await buy(name)
+    return 0
+
+
+@workflow(name="orc.affords")
+async def affords(name: str, budget: float) -> str:
+    """Give a child run a budget of its own, and go on without it."""
+    try:
+        await buys.options(id=f"{name}/owner", budget=budget)(name, 1)
+    except ChildRunError:
+        return "given up"
+    return "bought"
 
 
 @workflow(name="orc.tells")

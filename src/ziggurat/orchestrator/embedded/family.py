@@ -147,9 +147,21 @@ class Family:
         seq = parked[0].next_seq if parked is not None else last.seq + 1
         event = Event(seq=seq, kind="run_cancelled", at=max(last.at, driver.clock.time()), detail=reason)
         ended = replace(run, status="cancelled", reason=reason, ended_at=event.at, events=event.seq)
-        write = Write([event_row(key, event)], [run_row(key, ended)], done=partial(driver.telling.event, ended, event))
+
+        def on_disk() -> None:
+            driver.telling.event(ended, event)
+            self._tell_again(ended)
+
+        write = Write([event_row(key, event)], [run_row(key, ended)], done=on_disk)
         self.tell_parent(ended, write)
         return write
+
+    def _tell_again(self, child: Run) -> None:
+        """Tell a parent that was being loaded when a parked child of its was ended, and saw the child as it was before."""
+        parent = self._driver.resident(child.parent) if child.parent else None
+        if parent is not None:
+            for step in self._waiting(parent, child):
+                self.begin_child(parent, step)
 
     def _event(self, parent: Resident, step: Step, child: Run) -> Event:
         step.settled = True

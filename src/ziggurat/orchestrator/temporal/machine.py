@@ -36,14 +36,12 @@ from ziggurat.errors import ZigguratError
 from ziggurat.orchestrator.embedded.dispatch import attempt_message
 from ziggurat.orchestrator.embedded.execution import INFORMATIVE, Mismatch
 from ziggurat.orchestrator.embedded.guard import forbidden_names
-from ziggurat.orchestrator.embedded.steps import Step
+from ziggurat.orchestrator.embedded.steps import Finished, Step
 from ziggurat.orchestrator.embedded.telling import Telling
 from ziggurat.orchestrator.embedded.watching import Watchers
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.orchestrator.temporal.answers import answer, fail_task, refuse_update
 from ziggurat.orchestrator.temporal.commands import (
-    keep_memo,
-    keep_searchable,
     schedule_attempt,
     start_child,
     start_timer,
@@ -51,17 +49,18 @@ from ziggurat.orchestrator.temporal.commands import (
 )
 from ziggurat.orchestrator.temporal.endings import end_commands
 from ziggurat.orchestrator.temporal.program import Parked, Program, Surroundings
+from ziggurat.orchestrator.temporal.purse import Purse
 from ziggurat.orchestrator.temporal.telling import (
     attempt_fields,
     child_fields,
     limit_text,
     new_run_record,
-    own_allowance,
     spent_text,
 )
+from ziggurat.orchestrator.temporal.told import Told
 from ziggurat.orchestrator.temporal.verdict import BUDGET_EXCEEDED, completed_outcome, detail_of, failed_outcome, judge
 from ziggurat.orchestrator.temporal.wire import Held, Origin
-from ziggurat.records import Allowance, ErrorInfo, Event, Message, Run
+from ziggurat.records import ErrorInfo, Event, Message, Run
 from ziggurat.telemetry import events
 
 _telling = Telling(Watchers())
@@ -93,12 +92,9 @@ class Machine:
         self._children: dict[int, Step] = {}
         self._cancelled_children: set[int] = set()
         self._held = Held()
-        self._told_held = Held()
-        self._told_state: Raw | None = None
-        self._told_cost = 0.0
-        self._ended = False
-        #: What its calls draw on beside its own budget.
-        self._budgets: tuple[Allowance, ...] = ()
+        self._told = Told(self.origin)
+        self._ended = self._given_up = False
+        self._purse = Purse()
 
     # -- the worker's side ----------------------------------------------------------------------------------------
 
@@ -156,7 +152,7 @@ class Machine:
                 self._commands.append(refuse_update(job.do_update.protocol_instance_id))
         for job in jobs:
             if job.HasField("cancel_workflow"):
-                self._record("cancel_requested", detail=job.cancel_workflow.reason)
+                self._cancel(job.cancel_workflow.reason)
             elif job.HasField("resolve_activity"):
                 self._resolve_attempt(job.resolve_activity.seq, job.resolve_activity.result)
             elif job.HasField("fire_timer"):
@@ -168,6 +164,13 @@ class Machine:
             elif job.HasField("resolve_child_workflow_execution"):
                 done = job.resolve_child_workflow_execution
                 self._resolve_child(done.seq, done.result)
+
+    def _cancel(self, reason: str) -> None:
+        if self._held.status == "paused":
+            self._resume(None)
+        self._record("cancel_requested", detail=reason)
+        # A parked program cannot be run to clean up, so it ends as it stands.
+        self._given_up = self._held.status == "parked"
 
     # -- the start ------------------------------------------------------------------------------------------------
 
@@ -184,8 +187,8 @@ class Machine:
         self.run = new_run_record(self._id, self._type, self._arguments(init, about), origin, self._now)
         if init.HasField("parent_workflow_info") and not self.run.parent:
             self.run = replace(self.run, parent=init.parent_workflow_info.workflow_id)
-        self._budgets = about.budgets
-        self._told_state, self._told_cost = origin.state, origin.carried.cost_usd
+        self._purse.above = about.budgets
+        self._told = Told(origin)
         self._seq = origin.base
         try:
             workflow = self._around.registry.workflow(self._type, self.run.entry)
@@ -294,6 +297,8 @@ class Machine:
                 self._record("run_paused", detail=self._held.reason)
         elif job.signal_name == wire.RESUME:
             self._resume(msgspec.json.decode(value, type=wire.Resume | None))
+        elif job.signal_name == wire.PARK:
+            self._park(msgspec.json.decode(value, type=wire.Park))
         else:
             second = wire.nth(job.input, 1)
             signal_id = msgspec.json.decode(second.data, type=str) if second is not None else ""
@@ -305,13 +310,28 @@ class Machine:
         if asked is not None and asked.budget_usd is not None:
             self.run = replace(self.run, budget_usd=asked.budget_usd)
             # Whoever resumes a child run with a budget gives it one of its own.
-            self._budgets = ()
+            self._purse.above = ()
+        elif asked is not None and asked.budgets:
+            self._purse.above = asked.budgets
         if self._held.status:
+            if self._held.budget:
+                self._commands.extend(self._purse.tell_children(self.run, self._living_children()))
             self._held = Held()
             overdue, self._overdue = self._overdue, []
             for step in overdue:
                 self._send_attempt(step)
             self._record("run_resumed")
+
+    def _park(self, asked: wire.Park) -> None:
+        """Hold the run for a budget that a call met, its own or a child run's, unless the budget was raised since."""
+        if self._purse.is_old(self.run, asked.budgets):
+            self._commands.extend(self._purse.tell_children(self.run, self._living_children()))
+        elif not self._held.status:
+            self._held = Held("parked", asked.reason, asked.budget)
+            self._commands.extend(self._purse.tell_parent(self.run, asked))
+
+    def _living_children(self) -> list[str]:
+        return [step.child for number, step in self._children.items() if number not in self._cancelled_children]
 
     def _resolve_attempt(self, seq: int, result: ActivityResolution) -> None:
         step, message = self._attempts.pop(seq)
@@ -332,8 +352,8 @@ class Machine:
         step.failed(verdict.counts, verdict.retry_at, outcome.heartbeat)
         step.ended(detail_of(outcome), outcome.error, fields["calls"])
         self._record("attempt_failed", retry_at=verdict.retry_at, detail=detail_of(outcome), result=outcome.heartbeat, **fields)
-        if outcome.error is not None and outcome.error.type == BUDGET_EXCEEDED and not self._held.status:
-            self._held = Held("parked", outcome.error.message, outcome.error.budget)
+        if outcome.error is not None and outcome.error.type == BUDGET_EXCEEDED:
+            self._park(wire.Park(outcome.error.message, outcome.error.budget, message.budgets))
         program = self._program
         if program is not None and program.finished is None and program.steps.get(step.number) is step:
             self._wait_to_retry(step)
@@ -394,7 +414,7 @@ class Machine:
             for index, step in enumerate(requests):
                 if program.steps.get(step.number) is not step:
                     continue
-                if step.kind == "task" and self._is_spent():
+                if step.kind == "task" and self._purse.is_spent(self.run):
                     program.requests = requests[index:]
                     self._held = Held("parked", spent_text(self.run), f"run:{self.run.id}")
                     break
@@ -413,9 +433,7 @@ class Machine:
             step.dispatched = True
             self._children[step.number] = step
             kept = self.origin.children.get(step.child)
-            self._commands.append(
-                start_child(step, self.run, kept, self._now, self._place, self._budgets + own_allowance(self.run))
-            )
+            self._commands.append(start_child(step, self.run, kept, self._now, self._place, self._purse.allowances(self.run)))
 
     def _send_attempt(self, step: Step) -> None:
         program = self._program
@@ -423,7 +441,7 @@ class Machine:
             return
         self._next_attempt += 1
         step.retry_at, step.dispatched, step.sent_at = None, True, self._now
-        message = attempt_message(self.run, step, step.payload, self._now, self._budgets + own_allowance(self.run))
+        message = attempt_message(self.run, step, step.payload, self._now, self._purse.allowances(self.run))
         self._attempts[self._next_attempt] = step, message
         self._attempt_of[step.number] = self._next_attempt
         self._commands.append(schedule_attempt(self._next_attempt, message, step_info(step), self._place))
@@ -451,10 +469,6 @@ class Machine:
             command.cancel_child_workflow_execution.reason = f"the parent run {self.run.id} no longer waits for it"
             self._commands.append(command)
 
-    def _is_spent(self) -> bool:
-        run = self.run
-        return run.budget_usd is not None and 0 < run.usage.cost_usd >= run.budget_usd
-
     # -- the end of an activation -----------------------------------------------------------------------------------
 
     def _close_activation(self) -> None:
@@ -472,29 +486,14 @@ class Machine:
             raise Parked(finished.reason)
         if program.length >= self._around.history_limit and finished is None:
             raise Parked(limit_text(program.length, self._around.history_limit))
-        self._tell_held()
-        if program.state is not None and program.state != self._told_state:
-            self._told_state = program.state
-            self._commands.append(keep_memo(**{wire.STATE_KEY: wire.json_payload(program.state)}))
-        cost = self.run.usage.cost_usd
-        if self.origin.about.searchable and cost != self._told_cost:
-            self._told_cost = cost
-            self._commands.append(keep_searchable(**{wire.SEARCH_COST: wire.search_payload(cost, "Double")}))
-        if finished is not None and not self._held.status and not self._ended:
+        if self._held.status == "parked" and self._held != self._told.held:
+            self._seq += 1  # The event run_parked, which a reader finds in the memo's change.
+        self._commands.extend(self._told.changes(self._held, program.state, self.run.usage.cost_usd))
+        if self._given_up and finished is None:
+            finished = Finished("cancelled")
+        if finished is not None and (not self._held.status or self._given_up) and not self._ended:
             self._ended = True
             if finished.status != "continued":
                 kind: Any = f"run_{finished.status}"
                 self._tell(Event(seq=self._seq + 1, kind=kind, at=self._now, error=finished.error), program)
-            self._commands.extend(end_commands(finished, self.run, program, self._seq, self._place, self._budgets))
-
-    def _tell_held(self) -> None:
-        if self._held == self._told_held:
-            return
-        if self._held.status == "parked":
-            self._seq += 1  # The event run_parked, which a reader finds in the memo's change.
-        self._told_held = self._held
-        self._commands.append(keep_memo(**{wire.HELD_KEY: wire.record_payload(self._held)}))
-        if self.origin.about.searchable:
-            self._commands.append(
-                keep_searchable(**{wire.SEARCH_STATUS: wire.search_payload(self._held.status or "running", "Keyword")})
-            )
+            self._commands.extend(end_commands(finished, self.run, program, self._seq, self._place, self._purse.above))

@@ -56,6 +56,8 @@ class Translator:
         self.open_timers: dict[int, float] = {}
         #: Timers that wait for a next attempt.
         self.open_retries: set[str] = set()
+        #: Whether the run is held: "paused", "parked" or "".
+        self._held = ""
         #: The hard limit of what the run may spend, if it was resumed with another.
         self.budget_usd: float | None = None
         #: What is known of steps whose attempts ended to wait for a model's answer.
@@ -77,6 +79,8 @@ class Translator:
         signals, others = self._signals, self._others
         self._signals, self._others = [], []
         for fields in signals:
+            if fields["kind"] in ("run_paused", "run_resumed") and bool(self._held) == (fields["kind"] == "run_paused"):
+                continue  # Paused twice, or resumed while it ran.
             if fields["kind"] == "signal_received" and fields["detail"]:
                 if fields["detail"] in self._seen_signals:
                     continue
@@ -89,11 +93,14 @@ class Translator:
 
     def _add(self, *, kind: Any, at: float = 0.0, **fields: Any) -> None:
         self._seq += 1
+        self._held = _HOLDS.get(kind, self._held)
         self._at = max(self._at, self._begun_at or at)
         self.events.append(Event(seq=self._seq, kind=kind, at=self._at, **fields))
 
     def _judge(self, fields: dict[str, Any]) -> None:
         """Add an event; an attempt's end is judged here, when the moment is known at which the run learned of it."""
+        if fields.get("kind") == "cancel_requested" and self._held == "paused":
+            self._add(kind="run_resumed", at=fields["at"])
         attempt = fields.pop("attempted", None)
         if attempt is None:
             self._add(**fields)
@@ -227,6 +234,8 @@ class Translator:
             if asked is not None and asked.budget_usd is not None:
                 self.budget_usd = asked.budget_usd
             self._signals.append({"kind": "run_resumed", "at": at})
+        elif given.signal_name == wire.PARK:
+            return  # What comes of it is told by the memo.
         else:
             second = wire.nth(given.input, 1)
             detail = msgspec.json.decode(second.data, type=str) if second is not None else ""
@@ -331,6 +340,9 @@ def _as_result(event: HistoryEvent, given: Any) -> _Result:
 def _wrapped(failure: Any) -> Any:
     return Failure(cause=failure)
 
+
+#: Events after which a run is held, or no longer.
+_HOLDS = {"run_paused": "paused", "run_parked": "parked", "run_resumed": ""}
 
 _ENDS: dict[int, Any] = {
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_COMPLETED: "run_completed",

@@ -19,8 +19,9 @@ from ziggurat.records import PRIORITY_NORMAL, Allowance, Event, MaybeRaw, Messag
 
 T = TypeVar("T")
 
-#: Signals that control a run; their names cannot collide with a program's, which would have to contain this prefix.
-PAUSE, RESUME = "ziggurat.pause", "ziggurat.resume"
+#: Signals that control a run; their names cannot collide with a program's, which would have to contain this prefix. PARK comes from a
+#: child run that met a budget which is not its own.
+PAUSE, RESUME, PARK = "ziggurat.pause", "ziggurat.resume", "ziggurat.park"
 #: Queries that a run's worker answers: its open steps, its state, and the position of its last event.
 STEPS, STATE, POSITION = "ziggurat.steps", "state", "ziggurat.position"
 #: Keys of a run's memo: what is known from its start, what it said of itself, and whether it is held.
@@ -118,6 +119,16 @@ class Resume(Struct, frozen=True, omit_defaults=True):
     """The argument of the signal RESUME."""
 
     budget_usd: float | None = None
+    #: The budgets of the runs above it, from a parent that was resumed.
+    budgets: tuple[Allowance, ...] = ()
+
+
+class Park(Struct, frozen=True, omit_defaults=True):
+    """The argument of the signal PARK: why, the budget that was spent, and the limits that the call met."""
+
+    reason: str
+    budget: str
+    budgets: tuple[Allowance, ...] = ()
 
 
 JSON_ENCODING = b"json/plain"
