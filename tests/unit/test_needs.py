@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,6 +113,16 @@ async def test_a_shadow_is_no_way_out_of_a_region() -> None:
     for _ in range(100):
         await asyncio.sleep(0)
     assert us.script.calls == 1
+
+
+async def test_a_batch_is_no_way_out_of_a_region() -> None:
+    us, eu = at("us", "us"), at("eu", "eu")
+    models = router(us, eu)
+    models.lanes = SimpleNamespace(apis={"us": None, "eu": None})  # type: ignore[assignment]
+    for region in ("us", "eu"):
+        first = await models._first(user(region=region))
+        assert first is not None and first[0].region == region
+    assert await models._first(user(region="ch")) is None
 
 
 async def test_a_cheaper_model_for_a_budgets_sake_does_not_leave_the_region_or_the_quality() -> None:

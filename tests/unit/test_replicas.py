@@ -17,8 +17,9 @@ from ziggurat.inference.backends.scripted import Reply, Script, ScriptedEndpoint
 from ziggurat.inference.balance import order
 from ziggurat.inference.interface import EndpointConfig, Look, ModelConfig
 from ziggurat.inference.ledger import Attribution, attributing
-from ziggurat.inference.replicas import Replicated, session_of
+from ziggurat.inference.replicas import Replicated
 from ziggurat.inference.retrying import RetryOptions
+from ziggurat.inference.sessions import session_of
 from ziggurat.records import ChatMessage, Prompt
 from ziggurat.settings import load_settings
 from ziggurat.testing.clock import FakeClock

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import random
 import threading
 from collections.abc import AsyncGenerator, Collection, Sequence
@@ -23,8 +22,8 @@ from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import EndpointFailed, EndpointUnreachable, InferenceError
 from ziggurat.inference.balance import by_load, by_session
 from ziggurat.inference.interface import Capabilities, Endpoint, EndpointConfig, Look, ReplicaView, Reported, shown_url
-from ziggurat.inference.ledger import current_attribution
 from ziggurat.inference.retrying import Breaker
+from ziggurat.inference.sessions import session_of
 from ziggurat.records import Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt
 from ziggurat.telemetry import events
 
@@ -298,19 +297,3 @@ class Replicated(Endpoint):
         await asyncio.gather(*looks, return_exceptions=True)
         for replica in self._replicas.values():
             await replica.inner.close()
-
-
-def session_of(prompt: Prompt) -> str:
-    """Return the name of what a call shares a prefix with: what the program says, the run, or how the conversation began."""
-    if prompt.session:
-        return prompt.session
-    run = current_attribution().run
-    if run:
-        return run
-    # Up to the first word of the user, which a later turn of the conversation begins with too.
-    began = hashlib.blake2b(digest_size=16)
-    for message in prompt.messages:
-        began.update(repr(message.content).encode("utf-8", "surrogatepass"))
-        if message.role == "user":
-            break
-    return began.hexdigest() if prompt.messages else ""

@@ -126,6 +126,10 @@ class Told:
             "ziggurat.call": record.id,
             "ziggurat.try": self._tries,
         }
+        if record.replica:
+            attributes["ziggurat.replica"] = record.replica
+        if record.hedge:
+            attributes["ziggurat.hedge"] = True
         if usage.calls:
             attributes |= {
                 "ziggurat.input_tokens": usage.input_tokens,

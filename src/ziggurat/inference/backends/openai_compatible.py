@@ -24,6 +24,7 @@ from ziggurat.inference import capabilities as table
 from ziggurat.inference import wire
 from ziggurat.inference.failures import Failures, reported
 from ziggurat.inference.interface import Capabilities, Endpoint, EndpointConfig, Reported, is_loopback, require_network, shown_url
+from ziggurat.inference.sessions import session_of
 from ziggurat.inference.sse import Events, EventTooLong
 from ziggurat.records import Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt
 
@@ -41,8 +42,8 @@ LINGER = 0.5
 def create(config: EndpointConfig) -> Endpoint:
     """Return an endpoint for a base URL.
 
-    Options: `session_header` names a header that carries the prompt's session, for routers that keep sessions on one replica; `proxy` is
-    a proxy's URL, taken from HTTPS_PROXY and NO_PROXY by default. Raises SettingsError.
+    Options: `session_header` names a header that carries the call's session (what it names, its run, or its conversation), for routers that
+    keep sessions on one replica; `proxy` is a proxy's URL, taken from HTTPS_PROXY and NO_PROXY by default. Raises SettingsError.
     """
     return OpenAICompatible(config)
 
@@ -74,6 +75,7 @@ class OpenAICompatible(Endpoint):
         secrets = (config.api_key, *config.headers.values(), parts.password or "", *values)
         self._failures = Failures(config.name, self._shown, secrets)
         self._session_header = str(config.options.get("session_header", ""))
+        self._session_of = session_of if self._session_header else (lambda prompt: "")
         self._proxy = config.options.get("proxy") or _proxy_of(parts.scheme, parts.hostname)
         # Of a new connection; a timer for taking a kept one would cost every call.
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=config.timeouts.connect)
@@ -105,7 +107,7 @@ class OpenAICompatible(Endpoint):
     async def complete(self, prompt: Prompt, upstream: str) -> Completion:
         body = wire.request_body(prompt, upstream, stream=False)
         seconds = self.config.timeouts.total if prompt.timeout is None else min(prompt.timeout, self.config.timeouts.total)
-        data = await self._fetch("POST", self._url, body, upstream, seconds, prompt.session)
+        data = await self._fetch("POST", self._url, body, upstream, seconds, self._session_of(prompt))
         return self._completion(data, upstream)
 
     async def stream(self, prompt: Prompt, upstream: str) -> AsyncGenerator[Chunk, None]:
@@ -115,7 +117,7 @@ class OpenAICompatible(Endpoint):
             with self._translated(upstream, watch.until_first, watch):
                 # The headers may come with the first token, so waiting for them is part of waiting for it.
                 async with asyncio.timeout(watch.until_first):
-                    response = await self._send("POST", self._url, body, upstream, prompt.session)
+                    response = await self._send("POST", self._url, body, upstream, self._session_of(prompt))
                 try:
                     watch.start(response)
                     async for chunk in self._chunks(response, upstream, watch):
@@ -177,7 +179,7 @@ class OpenAICompatible(Endpoint):
         seconds: float,
         session: str = "",
         content_type: str = "",
-        most: int = ANSWER_BYTES_MAX,
+        most: int = 0,
     ) -> bytes:
         """Return the whole body of a 2xx. Raises InferenceError."""
         with self._translated(upstream, seconds):
@@ -233,12 +235,10 @@ class OpenAICompatible(Endpoint):
             await session.close()
         return known
 
-    async def _read(
-        self, response: aiohttp.ClientResponse, upstream: str, *, cut: bool = False, most: int = ANSWER_BYTES_MAX
-    ) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, upstream: str, *, cut: bool = False, most: int = 0) -> bytes:
         """Return a body of bounded size; a longer one raises EndpointFailed, or is cut if it is an error's."""
         pieces: list[bytes] = []
-        size, most = 0, ERROR_BYTES_MAX if cut else most
+        size, most = 0, ERROR_BYTES_MAX if cut else most or ANSWER_BYTES_MAX
         async for piece in response.content.iter_any():
             pieces.append(piece)
             size += len(piece)
