@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ziggurat.inference.backends.answers_sqlite import SqliteAnswers
 from ziggurat.inference.backends.openai_batches import create as batches_of
 from ziggurat.inference.backends.openai_compatible import create
 from ziggurat.inference.backends.shelf_sqlite import SqliteShelf
-from ziggurat.inference.batches.interface import BatchApi, BatchOptions, Shelf
+from ziggurat.inference.batches.interface import BatchApi, BatchOptions, Doc, Shelf
 from ziggurat.inference.interface import EndpointConfig, ModelConfig, Price
 from ziggurat.inference.router import Router
 from ziggurat.program.context import TaskInfo, attempting
@@ -133,3 +134,51 @@ class World:
             if await self.attempt(process, step):
                 left.remove(step)
         raise AssertionError(f"{[step.name for step in left]} are never answered: {left[0].waits[-3:]}")
+
+
+class Killed(BaseException):
+    """The process is killed here."""
+
+
+class MemoryShelf(Shelf):
+    """A shelf in memory, which now and then kills whoever asks it: before a change is made, or after."""
+
+    def __init__(self, chance: random.Random | None = None, deadly: float = 0.0) -> None:
+        self.docs: dict[str, tuple[Doc, str, float]] = {}
+        self.chance, self.deadly = chance or random.Random(0), deadly
+        self.kills = 0
+
+    def get(self, key: str) -> Doc | None:
+        self.strike()
+        found = self.docs.get(key)
+        return found[0] if found is not None else None
+
+    def put(self, key: str, data: bytes, *, version: int, group: str, at: float, until: float) -> bool:
+        self.strike()
+        found = self.docs.get(key)
+        if (found[0].version if found is not None else 0) != version:
+            return False
+        self.docs[key] = Doc(key, version + 1, data), group, at
+        self.strike()
+        return True
+
+    def delete(self, key: str, version: int) -> bool:
+        found = self.docs.get(key)
+        if found is None or found[0].version != version:
+            return False
+        del self.docs[key]
+        return True
+
+    def group(self, group: str, limit: int) -> list[Doc]:
+        found = sorted((at, doc.key, doc) for doc, of, at in self.docs.values() if of == group and group)
+        return [doc for _, _, doc in found][:limit]
+
+    def count(self, group: str) -> tuple[int, float]:
+        ats = [at for _, of, at in self.docs.values() if of == group and group]
+        return len(ats), min(ats, default=0.0)
+
+    def strike(self) -> None:
+        """Kill whoever asks, by chance."""
+        if self.chance.random() < self.deadly:
+            self.kills += 1
+            raise Killed

@@ -294,3 +294,16 @@ async def test_a_shelf_that_cannot_be_reached_is_waited_for_and_not_bought_aroun
     assert "cannot be used" in one.waits[0]
     assert one.due - world.options.margin <= one.answered_at <= one.due
     assert world.upstream.requests == 1
+
+
+async def test_an_answer_that_nobody_takes_is_in_the_ledger(world: World) -> None:
+    gone, other = step(world, "gone"), step(world, "other")
+    process = world.process()
+    for one in (gone, other):
+        await world.attempt(process, one)
+    await world.run(process, other)
+    assert len(process.ledger) == 1
+    world.clock.advance(7 * HOUR)
+    await world.run(process, step(world, "another"))
+    billed = [call.id for call in process.ledger]
+    assert len(billed) == len(set(billed)) == 3

@@ -36,7 +36,7 @@ def open_lanes(router: Router, settings: Settings, payloads: Payloads) -> None:
             api = _api(name, endpoint.kind, router.endpoints[name])
             if api is not None:
                 apis[name] = api
-    if apis:
+    if apis or any(endpoint.off_peak for endpoint in settings.inference.endpoints.values()):
         options = BatchOptions(**wanted.model_dump(exclude={"path"}))
         router.open_lanes(_shelf(settings), apis, payloads, options)
 

@@ -11,6 +11,7 @@ from ziggurat.assembly.backends import load_backend
 from ziggurat.assembly.limiting import build_keeper, limits_of
 from ziggurat.assembly.secrets import plain
 from ziggurat.errors import AuthenticationFailed, ConfigurationError, MissingExtra, SettingsError
+from ziggurat.inference.hours import OffPeak
 from ziggurat.inference.interface import (
     Capabilities,
     CapabilityOverrides,
@@ -27,6 +28,7 @@ from ziggurat.inference.replicas import Replicated
 from ziggurat.inference.router import Recorder, Router
 from ziggurat.records import Chunk, Completion, Prompt
 from ziggurat.settings import EndpointSettings, ModelSettings, PriceSettings, Settings
+from ziggurat.settings.types import hours_of_day
 
 ENDPOINTS: Mapping[str, str] = {
     "openai": "ziggurat.inference.backends.openai_compatible:create",
@@ -86,6 +88,7 @@ def build_endpoint(name: str, wanted: EndpointSettings) -> Endpoint:
         probe=wanted.probe,
         region=wanted.region,
         quality=dict(wanted.quality),
+        off_peak=_off_peak(wanted),
         options=wanted.options,
     )
     try:
@@ -102,6 +105,13 @@ def build_endpoint(name: str, wanted: EndpointSettings) -> Endpoint:
 def _with_secrets(config: EndpointConfig, wanted: EndpointSettings) -> EndpointConfig:
     headers = {header: plain(value) for header, value in wanted.headers.items()}
     return replace(config, api_key=plain(wanted.api_key), headers=headers)
+
+
+def _off_peak(wanted: EndpointSettings) -> OffPeak | None:
+    if not wanted.off_peak:
+        return None
+    begin, end, zone = hours_of_day(wanted.off_peak)
+    return OffPeak(begin=begin, end=end, zone=zone, share=wanted.off_peak_price)
 
 
 def price_of(wanted: PriceSettings) -> Price:

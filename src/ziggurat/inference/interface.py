@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from msgspec import Struct
 
 from ziggurat.errors import EndpointUnreachable, ModelNotFound
+from ziggurat.inference.hours import OffPeak
 from ziggurat.inference.policies import Policy
 from ziggurat.records import Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt
 
@@ -134,6 +135,8 @@ class EndpointConfig(Struct, frozen=True, kw_only=True):
     region: str = ""
     #: From 1 to 5, by upstream model; "*" for each that is not named.
     quality: dict[str, int] = {}
+    #: The hours in which it is cheaper.
+    off_peak: OffPeak | None = None
     #: What only the kind knows.
     options: dict[str, Any] = {}
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 from msgspec.structs import replace
 
+from ziggurat.inference.hours import OffPeak
 from ziggurat.inference.interface import EndpointConfig, Price, is_loopback
 from ziggurat.records import Usage
 
@@ -50,11 +51,20 @@ class Tariff(Struct, frozen=True, kw_only=True):
     version: str
     provider_url: str = ""
     upstream: str = ""
+    #: The hours in which a known price is lower; the library knows the hours of its own prices.
+    off_peak: OffPeak | None = None
+
+    def version_at(self, now: float) -> str:
+        """Return the name of the table that a cost at a moment comes from."""
+        return f"{self.version} off-peak" if self.off_peak is not None and self.off_peak.holds(now) else self.version
 
     def bill(self, usage: Usage, now: float, *, batch: bool = False) -> Usage:
         """Return the usage with its cost. `now` is the wall-clock time of the call; `batch` says that it went through a batch."""
         if self.price is not None:
-            return _with_cost(usage, cost(usage, self.price, batch=batch))
+            # A provider gives one discount or the other.
+            cheaper = self.off_peak is not None and not batch and self.off_peak.holds(now)
+            share = self.off_peak.share if cheaper and self.off_peak is not None else 1.0
+            return _with_cost(usage, share * cost(usage, self.price, batch=batch))
         if self.provider_url:
             found = _library_cost(usage, self.provider_url, self.upstream, now) or 0.0
             return _with_cost(usage, found * (BATCH_SHARE if batch else 1.0))
@@ -97,7 +107,7 @@ def tariff(endpoint: EndpointConfig, upstream: str, *, alias_price: Price | None
     """Return how a route is billed: the alias's price, the endpoint's, nothing for what is free, the overlay, genai-prices."""
     written = alias_price or endpoint.prices.get(upstream) or endpoint.prices.get("*")
     if written is not None:
-        return Tariff(price=written, version=SETTINGS)
+        return Tariff(price=written, version=SETTINGS, off_peak=endpoint.off_peak)
     if endpoint.price_per_hour:
         # Paid by the hour, so its tokens are free; `metering.py` adds the call's part of the hour.
         return Tariff(price=Price(), version=HOURLY)
@@ -106,7 +116,7 @@ def tariff(endpoint: EndpointConfig, upstream: str, *, alias_price: Price | None
     host = urlsplit(endpoint.base_url).hostname or ""
     known = OVERLAY.get(host, {}).get(upstream.lower())
     if known is not None:
-        return Tariff(price=known, version=OVERLAY_VERSION)
+        return Tariff(price=known, version=OVERLAY_VERSION, off_peak=endpoint.off_peak)
     if host and not is_loopback(host) and _library_cost(Usage(input_tokens=1), endpoint.base_url, upstream, 0.0) is not None:
         version = f"genai-prices-{importlib.metadata.version('genai-prices')}"
         return Tariff(price=None, version=version, provider_url=endpoint.base_url, upstream=upstream)

@@ -131,13 +131,11 @@ class Router(ModelCaller):
         return known
 
     async def _first(self, prompt: Prompt) -> tuple[Route, int] | None:
-        """Return the route that a call would take first, if it has batches, and the switch that chose it."""
+        """Return the route that a call would take first, and the switch that chose it."""
         call = self._call(prompt, None)
         await call.rank(self.tokens)
         first = next((standing.route for standing in call.standings if not standing.out), None)
-        if first is None or self.lanes is None or first.lane.endpoint.name not in self.lanes.apis:
-            return None
-        return first, call.config.version if call.config is not None else 0
+        return (first, call.config.version if call.config is not None else 0) if first is not None else None
 
     def open_lanes(self, shelf: Shelf, apis: dict[str, BatchApi], seal: Seal, options: BatchOptions) -> None:
         """Let calls that may wait go into batches, at the endpoints that `apis` names."""
@@ -430,7 +428,7 @@ class Router(ModelCaller):
             endpoint=route.lane.endpoint.name,
             upstream=route.upstream,
             usage=billed,
-            price_version=tariff.version,
+            price_version=tariff.version_at(started_at),
             started_at=started_at,
             latency=latency,
             first_token=first,

@@ -14,6 +14,7 @@ from ziggurat.settings.limits import BudgetSettings, LimitSettings, SharingSetti
 from ziggurat.settings.types import (
     Dollars,
     EndpointKind,
+    Hours,
     PlainOrSecret,
     Positive,
     Seconds,
@@ -105,6 +106,8 @@ class EndpointSettings(Section):
     batch: bool = Field(
         False, description="Calls with a deadline may wait and go into its batches (OpenAI's Batch API), which cost half."
     )
+    off_peak: Hours = Field("", description="The hours in which it is cheaper, for which calls with a deadline wait.")
+    off_peak_price: float = Field(0.5, ge=0.0, description="What a call costs then, as a share of its prices.")
     options: dict[str, Any] = Field({}, description="What only its kind knows; see the page of that kind.")
 
 

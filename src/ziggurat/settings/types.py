@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -120,6 +121,30 @@ def endpoint_url(value: str) -> str:
     return value.rstrip("/")
 
 
+_HOURS = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)\s*-\s*([01]?\d|2[0-3]):([0-5]\d)(?:\s+(\S+))?")
+
+
+def hours_of_day(value: str) -> tuple[int, int, str]:
+    """Return "22:00-06:00 Asia/Shanghai" as minutes past midnight and a time zone. Raises ValueError."""
+    match = _HOURS.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(
+            f'it is {value!r} and must be hours such as "22:00-06:00 Asia/Shanghai"; without a time zone they are UTC'
+        )
+    zone = match[5] or "UTC"
+    try:
+        ZoneInfo(zone)
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"there is no time zone {zone!r}; write one such as Asia/Shanghai or UTC") from error
+    return int(match[1]) * 60 + int(match[2]), int(match[3]) * 60 + int(match[4]), zone
+
+
+def _hours(value: str) -> str:
+    if value:
+        hours_of_day(value)
+    return value
+
+
 def routes_well_formed(value: list[str]) -> list[str]:
     for route in value:
         endpoint, _, upstream = route.partition(":")
@@ -139,6 +164,7 @@ Url = Annotated[str | Secret, BeforeValidator(_url), Shown('URL \\| "env:NAME"')
 OrchestratorBackend = Annotated[str, *_backend(ORCHESTRATORS)]
 QueueBackend = Annotated[str, *_backend(QUEUES)]
 EndpointKind = Annotated[str, *_backend(ENDPOINT_KINDS)]
+Hours = Annotated[str, AfterValidator(_hours), Shown('"HH:MM-HH:MM Time/Zone"')]
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import ziggurat.program.primitives as program
-from ziggurat.errors import BudgetExceeded, ChildRunError, SignalTimeout, TaskCrashed, TaskError, TaskTimeout
+from ziggurat.errors import BudgetExceeded, ChildRunError, Deferred, SignalTimeout, TaskCrashed, TaskError, TaskTimeout
 from ziggurat.program.context import current_attempt
 from ziggurat.program.definitions import task, workflow
 from ziggurat.program.options import Retry
@@ -72,6 +72,19 @@ async def stumble(name: str, times: int) -> int:
     if program.task_info().attempt <= times:
         raise ValueError(f"attempt {program.task_info().attempt} of {name}")
     return program.task_info().attempt
+
+
+@task(name="orc.defer", retry=Retry(1))
+async def defer(name: str, times: int, seconds: float) -> int:
+    """End so many attempts only to wait, each after the same call of a model, and return the number of the one that did not."""
+    attempt = current_attempt()
+    assert attempt is not None
+    usage = Usage(calls=1, input_tokens=3, output_tokens=2)
+    attempt.record_call(CallRecord(id=f"call-{name}", model="m", endpoint="e", upstream="u", usage=usage))
+    noted[name].append([attempt.info.attempt, attempt.info.deferred])
+    if attempt.info.deferred < times:
+        raise Deferred("an answer", seconds=seconds)
+    return attempt.info.attempt
 
 
 @task(name="orc.fail", retry=Retry(3, initial="1ms", jitter=0, non_retryable=[Unwanted]))
@@ -152,6 +165,12 @@ async def talk(words: list[str]) -> None:
 
 
 # -- workflows -------------------------------------------------------------------------------------------------------
+
+
+@workflow(name="orc.defers")
+async def defers(name: str, times: int, seconds: float) -> int:
+    """Run a task that waits for a model's answer before it has a result."""
+    return await defer(name, times, seconds)
 
 
 @workflow(name="orc.line")

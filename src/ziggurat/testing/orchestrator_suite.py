@@ -117,6 +117,46 @@ class ProgramPromises(OrchestratorHarness):
             assert attempt == 4
             assert beats == [1, 2, 3]
 
+    async def test_an_attempt_that_ends_to_wait_is_made_again_and_is_no_failure(self) -> None:
+        async with self.running():
+            run = await self.start(p.defers, self.name, 3, 0.02)
+            await self.until(lambda: self._has_noted(self.name))
+            await self.restart()
+            assert await self.result(run) == 4
+            # A restart may deliver an attempt twice, and never changes what it is.
+            assert [list(pair) for pair in sorted({tuple(pair) for pair in p.noted[self.name]})] == [
+                [1, 0],
+                [2, 1],
+                [3, 2],
+                [4, 3],
+            ]
+            events = await self.orchestrator.history(run)
+            waits = [event for event in events if event.kind == "attempt_failed" and event.detail == "deferred"]
+            assert [event.attempt for event in waits] == [1, 2, 3]
+            assert (await self.orchestrator.get(run)).usage.calls == 1, "the call that each attempt told of was bought once"
+
+    async def _has_noted(self, name: str) -> bool:
+        return bool(p.noted[name])
+
+    async def test_a_step_that_waits_for_an_answer_says_so_and_is_dropped_with_its_run(self) -> None:
+        async with self.running():
+            run = await self.start(p.defers, self.name, 1, 3600.0)
+            await self.until(lambda: self._waits(run))
+            await self.restart()
+            dropped: list[str] = []
+            self.orchestrator.when_dropped(dropped.append)
+            await self.orchestrator.cancel(run)
+            assert (await self.ended(run)).status == "cancelled"
+
+            async def told() -> bool:
+                return dropped == [f"{run}~0.1"]
+
+            await self.until(told)
+
+    async def _waits(self, run: str) -> bool:
+        steps = await self.orchestrator.steps(run)
+        return any(step.status == "waiting" and "an answer" in step.detail for step in steps)
+
     async def test_a_run_continues_as_new_and_loses_no_signal(self) -> None:
         async with self.running() as orchestrator:
             run = await self.start(p.rounds, self.name, 4)

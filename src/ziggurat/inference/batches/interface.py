@@ -21,6 +21,9 @@ from ziggurat.inference.ledger import Attribution
 from ziggurat.inference.prices import Tariff
 from ziggurat.records import Completion
 
+#: The group of answers that nobody has taken yet, by their deadlines.
+UNTAKEN = "untaken"
+
 LineState = Literal["waiting", "sent", "done", "online"]
 BatchState = Literal["made", "uploaded", "creating", "sent", "cancelling", "ended"]
 
@@ -72,8 +75,9 @@ class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
     switch: int = 0
     #: The first of the attempts that took the answer; one that failed asks anew.
     taken: int = 0
-    #: Nobody waits for it any more.
+    #: Nobody waits for it any more; and its answer, which nobody took, is in the ledger.
     dropped: bool = False
+    billed: bool = False
 
     @property
     def line(self) -> str:
@@ -86,6 +90,8 @@ class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Where it is to be found."""
         if self.state == "waiting":
             return self.line
+        if self.state == "done":
+            return "" if self.taken or self.billed else UNTAKEN
         return f"batch:{self.batch}" if self.state == "sent" else ""
 
 

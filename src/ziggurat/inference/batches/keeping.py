@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ziggurat.clock import Clock
-from ziggurat.inference.batches.interface import Batch, Doc, Line, Shelf
+from ziggurat.inference.batches.interface import UNTAKEN, Batch, Doc, Line, Shelf
 
 #: Seconds for which a line and its batch are kept past the line's deadline.
 KEPT = 7 * 86_400.0
@@ -47,9 +47,8 @@ class Keeping:
         return await asyncio.to_thread(self._put_line, line, version)
 
     def _put_line(self, line: Line, version: int) -> bool:
-        return self.shelf.put(
-            f"line:{line.key}", _encode(line), version=version, group=line.group, at=line.placed_at, until=line.due + KEPT
-        )
+        at = line.due if line.group == UNTAKEN else line.placed_at
+        return self.shelf.put(f"line:{line.key}", _encode(line), version=version, group=line.group, at=at, until=line.due + KEPT)
 
     async def forget_line(self, line: Line, version: int) -> bool:
         """Remove a version of a line."""

@@ -14,7 +14,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -44,7 +43,7 @@ _SHELF_LATER = 30.0
 BATCH_PRICE = "batch"
 
 
-#: Returns the route that a call would take first, and the switch that made it so; None if it has no batches.
+#: Returns the route that a call would take first, and the switch that made it so; None if there is none.
 Pick = Callable[[Prompt], Awaitable[tuple[Route, int] | None]]
 
 
@@ -132,9 +131,10 @@ class Lanes:
                 await self._keeping.forget_line(*found)
                 found = None
             if found is None:
-                found = await self._place(prompt, key)
-                if found is None:
-                    return None
+                placed = await self._place(prompt, key)
+                if placed is None or isinstance(placed, Wait):
+                    return placed
+                found = placed
             return await self._look(prompt, *found, base, attempt)
         except LayerUnreachable as error:
             # Whether the call is in a batch is not known now. It is not bought a second time before it has to be.
@@ -142,14 +142,16 @@ class Lanes:
                 return None
             return Wait(_SHELF_LATER, str(error))
 
-    async def _place(self, prompt: Prompt, key: str) -> tuple[Line, int] | None:
-        """Put a call on the shelf, if there are batches for it and time enough."""
+    async def _place(self, prompt: Prompt, key: str) -> tuple[Line, int] | Wait | None:
+        """Put a call on the shelf, if there are batches for it and time enough; or let it wait for cheaper hours."""
         now = self._clock.time()
         due = prompt.due or 0.0
-        picked = await self._pick(prompt) if due - now >= self.options.least else None
+        picked = await self._pick(prompt)
         if picked is None:
             return None
         route, switch = picked
+        if route.lane.endpoint.name not in self.apis or due - now < self.options.least:
+            return self._off_peak(route, now, due)
         await route.prepare()
         shaped, _ = shape(prompt, route.capabilities)
         estimate = await self._buyer.hold(route, shaped)
@@ -168,6 +170,15 @@ class Lanes:
             return line, 1
         await self._buyer.correct(line, 0.0)
         return await self._keeping.line(key)
+
+    def _off_peak(self, route: Route, now: float, due: float) -> Wait | None:
+        """Let a call wait for its endpoint's cheaper hours, if they begin in time. Nothing is on the shelf for it: the hours are known."""
+        hours = route.lane.endpoint.config.off_peak
+        wait = hours.wait(now) if hours is not None else 0.0
+        if hours is None or not wait or now + wait > due - self.options.margin:
+            return None
+        begins = f"{hours.begin // 60:02}:{hours.begin % 60:02} {hours.zone}"
+        return Wait(wait, f"the off-peak hours of {route.lane.endpoint.name}, from {begins}")
 
     async def _look(
         self, prompt: Prompt, line: Line, version: int, base: int, attempt: AttemptContext | None
@@ -241,7 +252,7 @@ class Lanes:
         self, prompt: Prompt, line: Line, version: int, base: int, attempt: AttemptContext | None
     ) -> Completion | Wait | None:
         """Return an answer that is on the shelf, with its bill: under one id, however often it is taken."""
-        answer = msgspec.json.decode(self._seal.open_now(line.answer, line.key), type=Completion)
+        answer = self._shipping.answer_of(line)
         _, unshaping = shape(prompt, line.capabilities)
         record = self._record(line, answer)
         if not line.taken:
@@ -310,7 +321,7 @@ class Lanes:
                 if line.taken:
                     return
                 if await self._keeping.forget_line(line, version):
-                    self._bill_dropped(line, msgspec.json.decode(self._seal.open_now(line.answer, key), type=Completion))
+                    self._bill_dropped(line, self._shipping.answer_of(line))
                     return
             elif line.dropped or await self._keeping.put_line(replace(line, dropped=True), version):
                 BATCH_CALLS.labels(line.endpoint, "dropped").inc()

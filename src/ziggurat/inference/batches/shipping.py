@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from ziggurat.clock import Clock
 from ziggurat.errors import EndpointFailed, EndpointUnreachable, InferenceError
 from ziggurat.inference.batches import rules
-from ziggurat.inference.batches.interface import Batch, BatchApi, BatchOptions, Line, Remote
+from ziggurat.inference.batches.interface import UNTAKEN, Batch, BatchApi, BatchOptions, Line, Remote
 from ziggurat.inference.batches.keeping import Keeping, Lost
 from ziggurat.inference.identity import new_id
 from ziggurat.records import Completion
@@ -124,11 +124,20 @@ class Shipping:
         await self._let_go(batch, version)
 
     async def sweep(self) -> None:
-        """Look after batches that were left behind, as when the runs that waited for them were cancelled."""
+        """Look after what was left behind, as by runs that ended meanwhile: batches, and answers that nobody takes."""
         late = self._clock.time() - FORSAKEN
         for batch in await self.keeping.batches():
             if batch.look_at < late and batch.held_until < late and batch.endpoint in self.apis:
                 await self.advance(batch.id)
+        for line, version in await self.keeping.lines(UNTAKEN, 20):
+            if line.due >= late:
+                break
+            if await self.keeping.put_line(replace(line, billed=True), version):
+                self._bill(line, self.answer_of(line))
+
+    def answer_of(self, line: Line) -> Completion:
+        """Return what a line was answered."""
+        return msgspec.json.decode(self._seal.open_now(line.answer, line.key), type=Completion)
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
