@@ -26,14 +26,17 @@ export function accessPage({ main, me, act }) {
     await ask({ title: "The new key", action: "I have it", body: h("div", h("p", "It is shown this once; only a hash of it is kept."), h("pre.panel", made.key)) });
   }
   let before = null;
-  const rows = h("tbody");
+  const rows = h("tbody"), none = h("div.panel", { hidden: true }, empty("No verb yet", "Whatever is asked for over HTTP is written down here, refused verbs too."));
   async function page() {
     const found = await get(`/audit${query({ limit: 50, before })}`);
     for (const one of found.entries) rows.append(h("tr", h("td.nowrap", when(one.at)), h("td", one.actor), h("td", one.action), h("td.break", one.target), h("td.num", one.status ?? "–"), h("td.break.small", one.detail)));
     before = found.next;
+    log.hidden = !rows.children.length;
+    none.hidden = !log.hidden;
     more.hidden = before === null;
   }
   fill(log, h("div.panel.flush", h("div.scroll", { tabindex: "0", role: "region", "aria-label": "Audit log" }, h("table", h("thead", h("tr", ["When", "Who", "Verb", "Of", "Status", ""].map((name) => h("th", name)))), rows))));
+  log.after(none);
   fill(more, h("button", { type: "button", onclick: () => act(page) }, "Show more"));
   act(drawKeys);
   act(page);

@@ -74,7 +74,10 @@ function go() {
   if (leave) leave();
   const page = PAGES.find(([one, , , , may]) => one === name && (!may || may(me)));
   for (const item of shell.querySelectorAll("a.item")) {
-    if (item.dataset.page === name) item.setAttribute("aria-current", "page");
+    if (item.dataset.page === name) {
+      item.setAttribute("aria-current", "page");
+      item.scrollIntoView({ block: "nearest", inline: "center" });
+    }
     else item.removeAttribute("aria-current");
   }
   const stops = [];

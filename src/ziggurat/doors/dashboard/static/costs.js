@@ -7,6 +7,20 @@ import { budgetsPanel } from "./budgets.js";
 const SPANS = [["1", "24 hours"], ["7", "7 days"], ["30", "30 days"], ["", "all time"]];
 const GROUPS = [["workflow", "Workflow"], ["model", "Model"], ["endpoint", "Endpoint"], ["tenant", "Tenant"]];
 
+// A year of days is drawn day by day; what is older is in the table.
+const DAYS_MOST = 366;
+
+/** Every day from the first on, those without calls too, so that time runs evenly: [day as people write it, cost]. */
+function daily(costs, since) {
+  const known = new Map(costs.map((one) => [one.group.day, one.cost_usd]));
+  const first = [...known.keys(), ...(since ? [since.slice(0, 10)] : [])].sort()[0];
+  const today = new Date().toISOString().slice(0, 10);
+  const days = [];
+  for (let at = Date.parse(`${first}T00:00:00Z`); at <= Date.parse(`${today}T00:00:00Z`); at += 86400000) days.push(new Date(at).toISOString().slice(0, 10));
+  const shown = (day) => new Date(`${day}T00:00:00Z`).toLocaleDateString(undefined, { day: "numeric", month: "short", timeZone: "UTC" });
+  return days.slice(-DAYS_MOST).map((day) => [shown(day), known.get(day) || 0]);
+}
+
 export function costsPage({ main, me, params, act, every }) {
   let days = params.get("days") ?? "7";
   let by = params.get("by") || "workflow";
@@ -25,11 +39,10 @@ export function costsPage({ main, me, params, act, every }) {
     const [byDay, grouped] = await Promise.all([get(`/costs${query({ by: "day", since })}`), get(`/costs${query({ by, since })}`)]);
     const held = grouped.costs.reduce((sum, one) => sum + one.held_usd, 0);
     fill(total, money(byDay.total_usd), held > 0 && h("span.small.soft", ` and up to ${money(held)} for calls that were sent and never answered`));
-    const pairs = byDay.costs.map((one) => [one.group.day, one.cost_usd]).sort(([a], [b]) => (a < b ? -1 : 1));
-    fill(plot, pairs.length > 0 && bars(pairs, "Cost by day"));
+    fill(plot, byDay.costs.length > 0 && bars(daily(byDay.costs, since), "Cost by day", plot));
     const most = Math.max(1e-12, ...grouped.costs.map((one) => one.cost_usd));
     fill(table, grouped.costs.length ? h("div.panel.flush", h("div.scroll", { tabindex: "0", role: "region", "aria-label": "Costs" }, h("table.stack",
-      h("thead", h("tr", h("th", GROUPS.find(([value]) => value === by)[1]), h("th.num", "Cost"), h("th", ""), ["Calls", "Tokens in", "cached", "Tokens out", "Unanswered"].map((name) => h("th.num", name)))),
+      h("thead", h("tr", h("th", GROUPS.find(([value]) => value === by)[1]), h("th.num", "Cost"), h("th", ""), ["Calls", "Tokens in", "Cached", "Tokens out", "Unanswered"].map((name) => h("th.num", name)))),
       h("tbody", grouped.costs.map((one) => h("tr", h("td.wide.break", one.group[by] || h("span.soft", "none")), h("td.num", money(one.cost_usd)),
         h("td", h("div.meter", { "aria-hidden": "true" }, h("span", { "width%": (100 * one.cost_usd) / most }))),
         [one.calls, one.input_tokens, one.cached_tokens, one.output_tokens, one.unanswered].map((n) => h("td.num", count(n))))))))) : h("div.panel", empty("No model call yet", "Calls appear here as soon as they are recorded.")));

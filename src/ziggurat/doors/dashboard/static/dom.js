@@ -23,7 +23,16 @@ export function h(what, props = {}, ...children) {
     else element.setAttribute(name, value === true ? "" : value);
   }
   put(element, children);
+  if (tag === "table" && classes.includes("stack")) label(element);
   return element;
+}
+
+/** Write the heads of a table's columns on its cells: on a phone a row is a list of them. */
+function label(table) {
+  const names = [...table.querySelectorAll("thead th")].map((head) => head.textContent);
+  for (const row of table.querySelectorAll("tbody tr")) {
+    [...row.children].forEach((cell, index) => { if (names[index] && !cell.classList.contains("wide")) cell.dataset.label = names[index]; });
+  }
 }
 
 function put(element, children) {
@@ -74,7 +83,8 @@ export const local = (moment) => (moment ? new Date(moment).toLocaleString() : "
 export function money(usd) {
   if (usd === null || usd === undefined) return "";
   if (usd === 0) return "$0";
-  return usd < 0.01 ? `$${usd.toPrecision(2)}` : `$${usd.toLocaleString(undefined, { minimumFractionDigits: 2, maximumFractionDigits: usd < 1 ? 4 : 2 })}`;
+  if (usd < 0.01) return `$${usd.toFixed(Math.min(12, 1 - Math.floor(Math.log10(usd)))).replace(/0+$/, "")}`;
+  return `$${usd.toLocaleString(undefined, { minimumFractionDigits: 2, maximumFractionDigits: usd < 1 ? 4 : 2 })}`;
 }
 
 export const count = (n) => Number(n).toLocaleString();

@@ -28,7 +28,7 @@ function endpoint(one, limits) {
   return h("section.panel", { "aria-label": `Limits of ${one.endpoint}` },
     h("div.head", h("h3", one.endpoint), state),
     h("dl.tiles", tile("Under way", count(one.in_flight)), tile("Waiting", count(waits.reduce((sum, [, n]) => sum + n, 0)),
-      waits.length > 0 && h("span.levels", waits.map(([level, n]) => h("span.level", { class: `p${level}`, title: `priority ${level}, ${LEVELS[level]}` }, h("b", level), " ", count(n))))),
+      waits.length > 0 && h("span.levels", waits.map(([level, n]) => h("span.level", { class: `p${level}`, title: `priority ${level}` }, h("b", count(n)), ` ${LEVELS[level] || `priority ${level}`}`)))),
       one.learned !== null && tile("Learned", `≤ ${count(Math.max(1, Math.floor(one.learned)))}`, h("span.small.soft", "at a time, from 429s"))),
     limits.length ? limits.map((limit) => gauge(limit.whose === "model" ? `${limit.name}, ${WHAT[limit.what]}` : WHAT[limit.what], limit)) : h("p.soft.small", "It has no limit of its own."));
 }

@@ -12,17 +12,18 @@ export function line(values, label, format = String) {
     points.length > 1 && h("path", { class: "stroke", d: `M${points.join(" L")}` }));
 }
 
-/** Bars, one for each [name, value]. */
-export function bars(pairs, label) {
-  const width = 720, height = 190, left = 58, bottom = 24, top = 10;
+/** Bars, one for each [name, value], as wide as the place that they are for: text keeps its size on every screen. */
+export function bars(pairs, label, place) {
+  const width = Math.max(260, Math.round(place?.clientWidth || 720)), height = 190, left = 64, bottom = 24, top = 10;
   const most = Math.max(1e-9, ...pairs.map(([, value]) => value));
   const each = (width - left) / Math.max(1, pairs.length);
+  const wide = Math.max(1, Math.min(72, each * 0.62));
   const y = (value) => top + (height - top - bottom) * (1 - value / most);
-  const every = Math.ceil(pairs.length / 8);
+  const every = Math.ceil(pairs.length / Math.max(1, Math.floor((width - left) / 64)));
   return h("svg.bars", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${label}: ${pairs.map(([name, value]) => `${name} ${money(value)}`).join(", ")}` },
     [0, 0.5, 1].map((share) => [h("line", { class: "rule", x1: left, x2: width, y1: y(most * share), y2: y(most * share) }),
-      h("text", { x: left - 6, y: y(most * share) + 4, "text-anchor": "end" }, money(most * share))]),
-    pairs.map(([name, value], index) => h("rect", { class: "bar", x: left + index * each + each * 0.15, width: Math.max(1, Math.min(60, each * 0.7)), y: y(value), height: Math.max(value > 0 ? 1 : 0, height - bottom - y(value)), rx: 2 },
+      h("text", { x: left - 8, y: y(most * share) + 4, "text-anchor": "end" }, money(most * share))]),
+    pairs.map(([name, value], index) => h("rect", { class: "bar", x: left + (index + 0.5) * each - wide / 2, width: wide, y: y(value), height: Math.max(value > 0 ? 1 : 0, height - bottom - y(value)), rx: 3 },
       h("title", { svg: true }, `${name}: ${money(value)}`))),
-    pairs.map(([name], index) => index % every === 0 && h("text", { x: left + index * each + Math.min(60, each * 0.7) / 2 + each * 0.15, y: height - 8, "text-anchor": "middle" }, name)));
+    pairs.map(([name], index) => index % every === 0 && h("text", { x: left + (index + 0.5) * each, y: height - 7, "text-anchor": "middle" }, name)));
 }

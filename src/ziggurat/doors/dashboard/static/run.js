@@ -66,7 +66,7 @@ export function runPage({ main, me, id, act, onLeave }) {
     const can = me.may("operator");
     const ended = ENDED.includes(r.status);
     const button = (label, onclick, kind = "") => h("button", { type: "button", class: kind, onclick }, label);
-    fill(head, h("div.head", h("div", h("h1", r.id), h("p.lede", r.workflow, " · ", pill(r.status), " ", r.reason && h("span.break", r.reason))),
+    fill(head, h("div.head", h("div", h("h1", r.id), h("p.lede", r.workflow, " · ", pill(r.status), " ", r.reason && r.status !== "parked" && h("span.break", r.reason))),
       can && h("div.actions",
         !ended && r.status !== "parked" && button("Send a signal", sendSignal),
         !ended && !["paused", "parked"].includes(r.status) && button("Pause", () => verb("pause", {}, "Paused")),
@@ -78,9 +78,9 @@ export function runPage({ main, me, id, act, onLeave }) {
     fill(problem, r.error && r.status === "failed" && h("div.banner.bad", failure(r.error),
       r.error.run_id && h("p", "In the child run ", h("a", { href: `#/runs/${part(r.error.run_id)}` }, r.error.run_id))),
     r.status === "parked" && h("div.banner", h("p", h("b", "Parked. "), r.reason)));
-    const fact = (name, value) => value !== null && value !== undefined && value !== "" && value !== false && [h("dt", name), h("dd", value)];
+    const fact = (name, value) => value !== null && value !== undefined && value !== "" && value !== false && h("div", h("dt", name), h("dd", value));
     const link = (run_) => run_ && h("a", { href: `#/runs/${part(run_)}` }, run_);
-    fill(facts, h("h2", "About"), h("dl.facts",
+    fill(facts, h("h2", "About"), h("dl.pairs",
       fact("Created", r.created_at && h("span", when(r.created_at), h("span.soft", ` · ${local(r.created_at)}`))),
       fact("Took", r.started_at && span(r.ended_at ? seconds(r.started_at, r.ended_at) : seconds(r.started_at, new Date().toISOString()))),
       fact("Wakes", r.wake_at && when(r.wake_at)),

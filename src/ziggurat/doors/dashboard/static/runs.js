@@ -16,7 +16,7 @@ export function runsPage({ main, me, params, every, act, onLeave }) {
   const chips = h("div.chips", { role: "group", "aria-label": "Status" });
   const body = h("tbody");
   const bulk = h("div.banner", { hidden: true });
-  const table = h("div.panel.flush", h("div.scroll", { tabindex: "0", role: "region", "aria-label": "Runs" }, h("table.stack",
+  const table = h("div.panel.flush", h("div.scroll", { tabindex: "0", role: "region", "aria-label": "Runs" }, h("table.runs",
     h("thead", h("tr", me.may("operator") && h("th", h("span.visually-hidden", "Pick")), ["Run", "Workflow", "Status", "Started"].map((name) => h("th", name)), h("th.num", "Took"), h("th.num", "Cost"))), body)));
   const nothing = h("div");
   const more = h("div.more", { hidden: true }, h("button", { type: "button", onclick: () => load() }, "Show more"));
@@ -108,11 +108,17 @@ export function runsPage({ main, me, params, every, act, onLeave }) {
     const open = (event) => { if (!event.target.closest("a, input")) location.hash = `#/runs/${part(run.id)}`; };
     const took = run.started_at ? span(run.ended_at ? seconds(run.started_at, run.ended_at) : seconds(run.started_at, new Date().toISOString())) : "";
     return h("tr.link", { onclick: open },
-      me.may("operator") && h("td", h("input", { type: "checkbox", "aria-label": `Pick ${run.id}`, checked: picked.has(run.id), onchange: (event) => { event.target.checked ? picked.add(run.id) : picked.delete(run.id); drawBulk(); } })),
-      h("td.wide", h("a", { href: `#/runs/${part(run.id)}` }, run.id), h("div", Object.entries(run.tags).slice(0, 4).map(([key, value]) => h("span.tag", `${key}: ${value}`)))),
-      h("td", run.workflow, me.namespace === "*" && run.namespace !== "default" && h("div.soft.small", run.namespace)),
-      h("td", pill(run.status), (run.reason || run.error) && h("div.soft.small.break", run.error ? run.error.type : run.reason)),
-      h("td.nowrap", when(run.created_at)), h("td.num", took), h("td.num", money(run.usage.cost_usd)));
+      me.may("operator") && h("td.c-pick", h("input", { type: "checkbox", "aria-label": `Pick ${run.id}`, checked: picked.has(run.id), onchange: (event) => { event.target.checked ? picked.add(run.id) : picked.delete(run.id); drawBulk(); } })),
+      h("td.c-id", h("a", { href: `#/runs/${part(run.id)}` }, run.id), h("div", Object.entries(run.tags).slice(0, 4).map(([key, value]) => h("span.tag", `${key}: ${value}`)))),
+      h("td.c-workflow", run.workflow, me.namespace === "*" && run.namespace !== "default" && h("div.soft.small", run.namespace)),
+      h("td.c-status", pill(run.status), why(run)),
+      h("td.nowrap.c-when", when(run.created_at)), h("td.num.c-took", took), h("td.num.c-cost", run.usage.calls ? money(run.usage.cost_usd) : h("span.soft", "–")));
+  }
+
+  // One line of why it stands as it does; the whole of it is on its page.
+  function why(run) {
+    const text = run.status === "parked" ? run.reason : run.error ? `${run.error.type.split(".").at(-1)}: ${run.error.message}` : run.reason;
+    return text && h("div.soft.small.why", { title: text }, text);
   }
 
   function drawBulk() {

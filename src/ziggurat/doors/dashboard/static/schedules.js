@@ -3,6 +3,8 @@ import { del, get, part, post, putJson } from "./api.js";
 import { ask, empty, field, fill, h, local, newId, pill, plural, span, when } from "./dom.js";
 import { form } from "./form.js";
 
+const fact = (name, ...value) => h("div", h("dt", name), h("dd", value));
+
 export function schedulesPage({ main, me, every, act }) {
   const list = h("div");
   fill(main, h("div.head", h("div", h("h1", "Schedules"), h("p.lede", "Workflows that start by themselves.")),
@@ -22,14 +24,14 @@ export function schedulesPage({ main, me, every, act }) {
         button("Run now", async () => { const run = await verb(one.name, "trigger", undefined); if (run) location.hash = `#/runs/${part(run.id)}`; }),
         one.paused ? button("Resume", () => verb(one.name, "resume", undefined, "Resumed"), "main") : button("Pause", () => verb(one.name, "pause", {}, "Paused")),
         button("Backfill", () => backfill(one)), one.origin === "hand" && button("Remove", () => remove(one), "danger"))),
-    h("dl.facts",
-      one.next.length > 0 && [h("dt", "Next"), h("dd", { title: one.next.map(local).join("\n") }, when(one.next[0]), h("span.soft", ` · ${local(one.next[0])}`))],
-      one.paused && [h("dt", "Paused"), h("dd", one.reason)],
-      one.last_run && [h("dt", "Last run"), h("dd", h("a", { href: `#/runs/${part(one.last_run)}` }, one.last_run))],
-      one.waiting && [h("dt", "Waiting"), h("dd", `the moment ${local(one.waiting)} waits for the last run to end`)],
-      one.skipped > 0 && [h("dt", "Passed over"), h("dd", plural(one.skipped, "moment"))],
-      one.error && [h("dt", "Trouble"), h("dd.bad", one.error)],
-      h("dt", "Overlap"), h("dd", one.overlap), one.origin === "settings" && [h("dt", "From"), h("dd", "ziggurat.toml")]));
+    h("dl.pairs",
+      one.next.length > 0 && fact("Next", when(one.next[0]), h("span.soft", { title: one.next.map(local).join("\n") }, ` · ${local(one.next[0])}`)),
+      one.paused && fact("Paused", one.reason),
+      one.last_run && fact("Last run", h("a", { href: `#/runs/${part(one.last_run)}` }, one.last_run)),
+      one.waiting && fact("Waiting", `the moment ${local(one.waiting)} waits for the last run to end`),
+      one.skipped > 0 && fact("Passed over", plural(one.skipped, "moment")),
+      one.error && fact("Trouble", h("span.bad", one.error)),
+      fact("Overlap", one.overlap), one.origin === "settings" && fact("From", "ziggurat.toml")));
   }
 
   async function remove(one) {

@@ -5,6 +5,10 @@ import { line } from "./plot.js";
 
 const KEPT = 90;
 
+const tile = (name, value) => h("div", h("dt", name), h("dd", h("span.big", value)));
+/** A plot with its name and the most that it reached. */
+const plotted = (name, values, format) => h("div.plotted", h("div.row", h("span", name), h("span", `at most ${format(Math.max(0, ...values)) || "0"}`)), line(values, name, format));
+
 export function queuesPage({ main, every }) {
   const list = h("div.grid");
   fill(main, h("div.head", h("div", h("h1", "Queues"), h("p.lede", "What waits for workers, now and over the last minutes that this page was open."))), list);
@@ -23,9 +27,9 @@ export function queuesPage({ main, every }) {
       const starved = queue.ready > 0 && queue.workers === 0;
       return h("section.panel", { "aria-label": queue.name },
         h("div.head", h("h2", queue.name), h("span.small", { class: starved ? "bad" : "soft" }, starved ? "no worker serves it" : `${count(queue.workers)} ${queue.workers === 1 ? "worker" : "workers"}`)),
-        h("dl.facts", h("dt", "Ready"), h("dd.big", count(queue.ready)), h("dt", "Running"), h("dd", count(queue.leased)), h("dt", "Delayed"), h("dd", count(queue.delayed)),
-          h("dt", "Oldest"), h("dd", queue.ready ? span(queue.oldest_age) : "–"), queue.dead > 0 && [h("dt", "Dead"), h("dd", h("a", { href: "#/dead" }, count(queue.dead)))]),
-        h("p.soft.small", "Ready and running"), line(samples.depth, "Ready and running", count), h("p.soft.small", "Age of the oldest"), line(samples.age, "Age of the oldest", span));
+        h("dl.tiles", tile("Ready", count(queue.ready)), tile("Running", count(queue.leased)), queue.delayed > 0 && tile("Delayed", count(queue.delayed)),
+          tile("Oldest", queue.ready ? span(queue.oldest_age) : "–"), queue.dead > 0 && tile("Dead", h("a", { href: "#/dead" }, count(queue.dead)))),
+        plotted("Ready and running", samples.depth, count), plotted("Age of the oldest", samples.age, span));
     }) : h("div.panel", empty("No queue yet", "Queues appear with the first task that names them.")));
   });
 }

@@ -161,7 +161,7 @@ function bar(step, begin, total) {
 function details(step) {
   const last = step.attempts.at(-1);
   const facts = [];
-  const fact = (name, value) => value && facts.push(h("dt", name), h("dd", value));
+  const fact = (name, value) => value && facts.push(h("div", h("dt", name), h("dd", value)));
   fact("Status", pill(step.status));
   fact("Kind", step.kind);
   fact("Worker", last && last.worker);
@@ -171,16 +171,16 @@ function details(step) {
   const calls = step.attempts.flatMap((one) => one.calls);
   if (calls.length) fact("In models", span(calls.reduce((sum, one) => sum + one.latency, 0)));
   if (step.cost) fact("Cost", money(step.cost));
-  fact("Note", step.detail);
+  if (step.detail !== step.status) fact("Note", step.detail);
   return h("div.step", { "data-details": step.number },
-    h("dl.facts", facts),
+    h("dl.pairs", facts),
     step.tokens !== null && h("div", h("h3", "What the model writes"), h("div.tokens", { class: step.status === "running" ? "live" : "", tabindex: "0" }, step.tokens)),
     step.emitted.length > 0 && h("details", h("summary", `${count(step.emitted.length)} values shown while it ran`), json(step.emitted.map((one) => ({ kind: one.kind, data: one.data })))),
     step.input !== undefined && h("div", h("h3", "Arguments"), json(step.input)),
     step.result !== undefined && h("div", h("h3", "Result"), json(step.result)),
     step.error && failure(step.error),
-    step.attempts.filter((one) => one.failed && one.error && one.error !== step.error).map((one) => h("div", h("h3", `Attempt ${one.number} failed`), failure(one.error))),
-    calls.length > 0 && h("div.scroll", { tabindex: "0", role: "region", "aria-label": "Model calls" }, h("table", h("thead", h("tr", ["Model", "Served by", "Tokens in", "out", "First token", "Took", "Cost", ""].map((name) => h("th", name)))),
+    step.attempts.filter((one) => one.failed && one.error && one.error !== step.error && !(one === last && step.error && one.error.message === step.error.message)).map((one) => h("div", h("h3", `Attempt ${one.number} failed`), failure(one.error))),
+    calls.length > 0 && h("div.scroll", { tabindex: "0", role: "region", "aria-label": "Model calls" }, h("table.stack", h("thead", h("tr", ["Model", "Served by"].map((name) => h("th", name)), ["Tokens in", "Tokens out", "First token", "Took", "Cost"].map((name) => h("th.num", name)), h("th", ""))),
       h("tbody", calls.map((one) => h("tr", h("td", one.model), h("td", `${one.endpoint}:${one.upstream}`, one.switch > 0 && h("span.tag", `switch ${one.switch}`)), h("td.num", count(one.usage.input_tokens)), h("td.num", count(one.usage.output_tokens)),
         h("td.num", span(one.first_token)), h("td.num", span(one.latency)), h("td.num", money(one.usage.cost_usd), one.held_usd > 0 && h("div.small.soft", `perhaps ${money(one.held_usd)}`)), h("td", one.status === "ok" ? "" : one.status)))))));
 }
