@@ -216,6 +216,15 @@ def test_the_pages_of_the_system_show_it(world: World) -> None:
     dialog.get_by_label(re.compile("^Shadow")).fill("")
     dialog.get_by_role("button", name="Switch").click()
     expect(fast).to_contain_text("25% of calls")
+    for number, priority in enumerate((1, 3, 5)):
+        world.project.ok(
+            "start", "house:consult", "--id", f"question-{number}", "--priority", str(priority), "--input", '{"question": "?"}'
+        )
+    # The worker tells of its calls, and the server, another process, shows them.
+    library = page.get_by_role("region", name="Limits of library")
+    expect(library.get_by_role("meter", name="calls at a time")).to_have_attribute("aria-valuetext", "1 of 1")
+    expect(library.locator(".level")).to_have_count(2)
+    expect(page.get_by_role("region", name="Limits of press")).to_contain_text("of 20,000")
     world.picture(page, "models")
     fast.get_by_role("button", name="Roll back").click()
     expect(fast).not_to_contain_text("press:new-model")
@@ -225,9 +234,33 @@ def test_the_pages_of_the_system_show_it(world: World) -> None:
     expect(page.get_by_role("region", name="Costs")).to_contain_text("publish")
     page.get_by_role("button", name="Model", exact=True).click()
     expect(page.get_by_role("region", name="Costs")).to_contain_text("fast")
+    page.get_by_role("button", name="Tenant", exact=True).click()
+    expect(page.get_by_role("region", name="Costs")).to_contain_text("default")
     world.picture(page, "costs")
     page.goto(f"{world.url}/#/access")
     expect(page.get_by_role("region", name="Audit log").locator("tbody tr").first).to_be_visible()
+
+
+def test_a_run_that_its_budget_parked_is_resumed_with_more(world: World) -> None:
+    project = world.project
+    project.ok(
+        "start", "house:publish", "--id", "too-dear", "--budget", "$0.000001", "--input", json.dumps({"article": article("Gold")})
+    )
+    project.until_status("too-dear", "parked")
+    page = world.open("costs")
+    expect(page.get_by_role("region", name="All calls of a day")).to_contain_text("of $5.00")
+    expect(page.get_by_role("meter", name="Workflow publish, a day: spent")).to_be_visible()
+    runs = page.get_by_role("region", name="Runs with a budget")
+    expect(runs.get_by_role("row").filter(has_text="too-dear")).to_contain_text("its own")
+    page.get_by_role("heading", name="Budgets").scroll_into_view_if_needed()
+    world.picture(page, "budgets")
+    runs.get_by_role("button", name="Resume too-dear").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("of the budget of the run too-dear")
+    dialog.get_by_label("Its new budget").fill("+$1")
+    dialog.get_by_role("button", name="Resume").click()
+    project.until_status("too-dear", "waiting")
+    expect(runs.get_by_role("row").filter(has_text="too-dear")).to_contain_text("waiting")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -15,7 +15,7 @@ from aiohttp import FormData, web
 from pydantic import BaseModel
 
 from tests.integration.api_server import PATIENCE, Caller, api
-from ziggurat import Artifact, signal, state, task, workflow
+from ziggurat import Artifact, llm, signal, state, task, workflow
 from ziggurat.clock import SystemClock
 from ziggurat.doors.api.uploads import plain_name
 from ziggurat.doors.api.webhooks import RETRIES, Webhooks, read_secret, sign
@@ -50,6 +50,11 @@ async def review(title: str) -> str:
     state(title=title)
     decision = await signal("decision", Decision)
     return decision.verdict
+
+
+@workflow
+async def spend() -> str:
+    return await llm.text("Write a long letter.", max_tokens=100)
 
 
 PROGRAM = (size_of, weigh, review)
@@ -371,6 +376,61 @@ async def test_a_webhook_hears_of_each_end_once_after_failures_and_restarts(
     assert headers["webhook-signature"] == signed
     told = json.loads(body)
     assert (told["type"], told["data"]["id"], told["data"]["status"]) == ("run.completed", "one", "completed")
+
+
+async def test_a_webhook_hears_of_runs_that_stand_still_once_each_time(
+    tmp_path: Path, receiver: tuple[Receiver, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hearing, url = receiver
+    monkeypatch.setenv("HOOK_SECRET", SECRET)
+    monkeypatch.setattr("ziggurat.doors.api.webhooks.LOOK_EVERY", 0.02)
+    hooks = {"desk": {"url": url, "secret": "env:HOOK_SECRET", "events": ["parked", "waiting"], "workflows": ["review", "spend"]}}
+
+    async def heard(count: int) -> list[tuple[str, str]]:
+        async with asyncio.timeout(PATIENCE):
+            while len(hearing.heard) < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        bodies = [json.loads(body) for _, body in hearing.heard]
+        return [(body["type"], body["data"]["id"]) for body in bodies]
+
+    program = (*PROGRAM, spend)
+    inference = {
+        "endpoints": {"desk": {"kind": "scripted", "prices": {"scribe": {"output": 1000.0}}}},
+        "models": {"default": {"routes": ["desk:scribe"]}},
+        "ledger": str(tmp_path / "ledger.db"),
+        "answers": {"path": str(tmp_path / "answers.db")},
+        "switches": str(tmp_path / "models.json"),
+    }
+    more: dict[str, Any] = {"more": {"inference": inference}}
+    async with api(tmp_path, *program, **more) as before:
+        await before.ok("POST", "/runs", {"workflow": "review", "input": {"title": "t"}, "id": "old"})
+        await before.until("old", "waiting")
+    async with api(tmp_path, *program, webhooks=hooks, **more) as first:
+        # Nothing is told of what stood still before anybody listened.
+        async with asyncio.timeout(PATIENCE):
+            while not first.server.hub.file.rows("SELECT 1 FROM marks WHERE name = 'standstills.waiting'"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await first.ok("POST", "/runs", {"workflow": "review", "input": {"title": "t"}, "id": "asks"})
+        assert await heard(1) == [("run.waiting", "asks")]
+        _, body = hearing.heard[0]
+        assert json.loads(body)["data"]["awaits"][0]["signal"] == "decision"
+        await first.ok("POST", "/runs", {"workflow": "spend", "id": "poor", "budget": "$0.001"})
+        assert (await heard(2))[1] == ("run.parked", "poor")
+        parked = json.loads(hearing.heard[1][1])["data"]
+        assert parked["error"]["budget"] == "run:poor" and "resume" in parked["reason"]
+        # Resumed without more money, it is parked again, which is another standstill.
+        await first.ok("POST", "/runs/poor/resume")
+        assert (await heard(3))[2] == ("run.parked", "poor")
+    async with api(tmp_path, *program, webhooks=hooks, **more) as second:
+        await second.ok("POST", "/runs", {"workflow": "review", "input": {"title": "t"}, "id": "later"})
+        assert (await heard(4))[3] == ("run.waiting", "later")
+        await second.ok("POST", "/runs/asks/signal", {"name": "decision", "value": {"verdict": "approve"}})
+        await second.until("asks", "completed")
+        async with asyncio.timeout(PATIENCE):
+            while len(second.server.hub.file.rows("SELECT 1 FROM standstills WHERE event = 'waiting'")) != 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert len(hearing.heard) == 4
+    assert len({headers["webhook-id"] for headers, _ in hearing.heard}) == 4
 
 
 async def test_a_webhook_gives_up_in_the_end_and_says_so(caller: Caller, receiver: tuple[Receiver, str]) -> None:

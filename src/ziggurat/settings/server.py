@@ -10,17 +10,21 @@ from ziggurat.settings.types import Bytes, Seconds, SecretValue, Section, endpoi
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 HttpUrl = Annotated[str, AfterValidator(endpoint_url)]
-RunEnd = Literal["completed", "failed", "cancelled"]
+RunNews = Literal["completed", "failed", "cancelled", "parked", "waiting"]
 
 
 class WebhookSettings(Section):
-    """A receiver that is told of runs that end."""
+    """A receiver that is told of runs that end, or stand still until a person does something."""
 
     url: HttpUrl = Field(description="Where the message is posted.")
     secret: SecretValue = Field(
         description='What messages are signed with: "whsec_" and at least 24 random bytes in base64, as Standard Webhooks has it.'
     )
-    events: list[RunEnd] = Field(["completed", "failed", "cancelled"], description="Ends of runs that it is told of.")
+    events: list[RunNews] = Field(
+        ["completed", "failed", "cancelled"],
+        description='What it is told of: ends of runs, "parked" (a budget is spent, or the code contradicts the history) and "waiting" '
+        "(for a signal, such as an approval).",
+    )
     workflows: list[str] = Field([], description="Workflows whose runs it is told of; all when empty.")
     namespace: str = Field("", description="The tenant whose runs it is told of; all when empty.")
 

@@ -5,6 +5,7 @@
     audit       one row a verb that someone asked for, written before it is carried out and completed after
     bulk, bulk_items    verbs on many runs: which, and what became of each
     deliveries  one row a webhook message: from the moment that the end of a run is seen until it is delivered or given up
+    standstills one row a run that stands still, and that webhooks were told of
     marks       how far something has come, by name
 
 Apart from the state file, because it belongs to the API and not to one orchestrator: with Temporal there is no state file. Several
@@ -93,6 +94,9 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX deliveries_due ON deliveries (next_at) WHERE next_at IS NOT NULL;
     CREATE INDEX deliveries_by_time ON deliveries (created_at);
     CREATE TABLE marks (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+    """,
+    """
+    CREATE TABLE standstills (event TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (event, key)) WITHOUT ROWID;
     """,
 )
 

@@ -1,6 +1,7 @@
-"""Webhooks: receivers are told of runs that end, signed, once it is durable that they ended, until they have heard it.
+"""Webhooks: receivers are told of runs that end, and of those that stand still, signed, once that is durable, until they have heard it.
 
     runs that ended ──(a look each second, from a mark on)──▶ deliveries, rows of the control file ──▶ POST, again and again
+    runs that are parked, or wait for a signal ──(`standstills.py`)──▶
 
 The end of a run is in the state file; the mark says up to which moment ends have been turned into deliveries. A look goes back OVERLAP
 seconds before the mark, because an end is noted a moment before it is committed, and a delivery's id is made of the webhook, the run and
@@ -33,6 +34,7 @@ from ziggurat import __version__
 from ziggurat.clock import Clock
 from ziggurat.doors.api import shapes
 from ziggurat.doors.api.control_file import ControlFile
+from ziggurat.doors.api.standstills import Found, Standstills
 from ziggurat.errors import ConfigurationError, LayerUnreachable, UnknownName
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.records import ENDED, Run, RunFilter
@@ -50,6 +52,7 @@ LOOK_EVERY, OVERLAP = 1.0, 10.0
 KEPT = 7 * 86_400.0
 #: Seconds between two notes of the mark while nothing ends.
 _MARK_EVERY = 30.0
+_DELIVER = "INSERT OR IGNORE INTO deliveries (id, webhook, run, event, body, created_at, next_at) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _FIELDS = "id, webhook, run, event, created_at, attempts, next_at, delivered_at, error"
 
 
@@ -76,6 +79,8 @@ class Webhooks:
         self._receivers = dict(receivers)
         self._secrets = {name: read_secret(name, receiver.secret.resolve()) for name, receiver in receivers.items()}
         self._file, self._orchestrator, self._clock = file, orchestrator, clock
+        wanted = {event for receiver in receivers.values() for event in receiver.events}
+        self._standstills = Standstills(file, orchestrator, wanted)
         self._working: asyncio.Task[None] | None = None
         self._marked_at = 0.0
 
@@ -105,7 +110,35 @@ class Webhooks:
     # -- from ends to deliveries --------------------------------------------------------------------------------
 
     async def look(self) -> int:
-        """Turn ends of runs since the last look into deliveries; returns how many."""
+        """Turn ends of runs since the last look, and runs that stand still since, into deliveries; returns how many."""
+        return await self._look_at_ends() + await self._look_at_standstills()
+
+    async def _look_at_standstills(self) -> int:
+        now, made = self._clock.time(), 0
+        for event, found in await self._standstills.look(now):
+            if not self._standstills.changes(event, found):
+                continue
+            rows = [
+                self._row(name, one.run, now, f"run.{event}", f"{event}\0{one.key}")
+                for one in found.new
+                for name in self._receivers
+                if self._wants(name, one.run, event)
+            ]
+
+            def write(
+                db: sqlite3.Connection, event: str = event, found: Found = found, rows: list[tuple[Any, ...]] = rows
+            ) -> int:
+                before = db.total_changes
+                db.executemany(_DELIVER, rows)
+                added = db.total_changes - before
+                self._standstills.write(db, event, found)
+                return added
+
+            made += await self._file.write(write)
+            self._standstills.written(event, found)
+        return made
+
+    async def _look_at_ends(self) -> int:
         now = self._clock.time()
         rows = self._file.rows("SELECT value FROM marks WHERE name = 'webhooks'")
         # Whoever configures a webhook wants to hear of what ends from now on, not of all that ever did.
@@ -114,7 +147,9 @@ class Webhooks:
         page = RunFilter(status=tuple(sorted(ENDED)), ended_since=mark - OVERLAP, limit=500)
         while runs := await self._orchestrator.list(page):
             for run in runs:
-                found += [self._row(name, run, now) for name in self._receivers if self._wants(name, run, mark)]
+                key = f"{run.epoch}\0{run.ended_at!r}"
+                named = [name for name in self._receivers if self._wants(name, run, run.status)]
+                found += [self._row(name, run, now, f"run.{run.status}", key) for name in named]
             if len(runs) < page.limit:
                 break
             page = replace(page, after=runs[-1].id)
@@ -123,10 +158,7 @@ class Webhooks:
 
         def write(db: sqlite3.Connection) -> int:
             before = db.total_changes
-            db.executemany(
-                "INSERT OR IGNORE INTO deliveries (id, webhook, run, event, body, created_at, next_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                found,
-            )
+            db.executemany(_DELIVER, found)
             made = db.total_changes - before
             db.execute("DELETE FROM deliveries WHERE next_at IS NULL AND created_at < ?", (now - KEPT,))
             db.execute("INSERT OR REPLACE INTO marks VALUES ('webhooks', ?)", (repr(now),))
@@ -136,20 +168,21 @@ class Webhooks:
         self._marked_at = now
         return made
 
-    def _wants(self, name: str, run: Run, mark: float) -> bool:
+    def _wants(self, name: str, run: Run, event: str) -> bool:
         receiver = self._receivers[name]
         return (
-            run.status in receiver.events
+            event in receiver.events
             and (not receiver.workflows or run.workflow in receiver.workflows)
             and receiver.namespace in ("", run.namespace)
         )
 
-    def _row(self, name: str, run: Run, now: float) -> tuple[Any, ...]:
-        event = f"run.{run.status}"
-        named = f"{name}\0{run.id}\0{run.epoch}\0{run.ended_at!r}"
+    def _row(self, name: str, run: Run, now: float, event: str, key: str) -> tuple[Any, ...]:
+        """Return a delivery; `key` says which end, or which standstill, of the run it is: the same one is one delivery."""
+        named = f"{name}\0{run.id}\0{key}"
         id = f"msg_{hashlib.sha256(named.encode()).hexdigest()[:32]}"
         data = shapes.summary_of(run).model_dump(mode="json")
-        body = msgspec.json.encode({"type": event, "timestamp": shapes.moment(run.ended_at), "data": data})
+        at = shapes.moment(run.ended_at if run.ended_at is not None else now)
+        body = msgspec.json.encode({"type": event, "timestamp": at, "data": data})
         return id, name, run.id, event, body, now, now
 
     # -- from deliveries to receivers ---------------------------------------------------------------------------

@@ -38,7 +38,7 @@ export function budgetsPanel({ me, act }) {
       h("thead", h("tr", ["Run", "Status", "Parked by the budget"].map((name) => h("th", name)), h("th.num", "Spent"), h("th", ""), h("th", ""))),
       h("tbody", found.map((one) => h("tr", h("td.wide", h("a", { href: `#/runs/${part(one.run)}` }, one.run), h("div.soft.small", one.workflow, me.namespace === "*" && one.namespace !== "default" && ` · ${one.namespace}`)),
         h("td", pill(one.status)), h("td.break", { title: one.reason }, whose(one)),
-        h("td.num", money(one.spent_usd), one.budget_usd !== null && h("span.soft", ` of ${money(one.budget_usd)}`)),
+        h("td.num", h("span", money(one.spent_usd), one.budget_usd !== null && h("span.soft", ` of ${money(one.budget_usd)}`))),
         h("td", one.budget_usd !== null && h("div.meter", { class: one.spent_usd >= one.budget_usd ? "over" : one.spent_usd >= 0.8 * one.budget_usd ? "near" : "", "aria-hidden": "true" }, h("span", { "width%": Math.min(100, (100 * one.spent_usd) / Math.max(1e-12, one.budget_usd)) }))),
         h("td.right", one.status === "parked" && me.may("operator") && h("button.small", { type: "button", "aria-label": `Resume ${one.run}`, onclick: () => resume(one) }, "Resume"))))))));
   }
