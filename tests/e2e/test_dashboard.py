@@ -252,7 +252,7 @@ def test_a_run_that_its_budget_parked_is_resumed_with_more(world: World) -> None
     expect(page.get_by_role("meter", name="Workflow publish, a day: spent")).to_be_visible()
     runs = page.get_by_role("region", name="Runs with a budget")
     expect(runs.get_by_role("row").filter(has_text="too-dear")).to_contain_text("its own")
-    page.get_by_role("heading", name="Budgets").scroll_into_view_if_needed()
+    page.get_by_role("heading", name="Budgets").evaluate("(heading) => heading.scrollIntoView({ block: 'start' })")
     world.picture(page, "budgets")
     runs.get_by_role("button", name="Resume too-dear").click()
     dialog = page.get_by_role("dialog")

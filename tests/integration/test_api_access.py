@@ -263,6 +263,44 @@ async def test_on_loopback_nobody_needs_a_key_but_strange_names_and_proxies_do(t
         assert "access-control-allow-origin" not in (await here.get("/runs", headers={"origin": "http://evil.example"})).headers
 
 
+async def test_what_a_caller_sends_never_becomes_a_header(tmp_path: Path) -> None:
+    evil = "x\r\nset-cookie: evil=1\r\n\r\n<script>"
+    async with api(tmp_path, wait_for_word) as here:
+        orders: list[tuple[str, str, Any]] = [
+            ("POST", "/runs", {"workflow": "wait_for_word", "id": evil}),
+            ("POST", "/runs", {"workflow": evil}),
+            ("POST", "/runs", {"workflow": "wait_for_word", "tags": {"note": evil}}),
+            ("POST", "/runs", {"workflow": "wait_for_word", "tags": {evil: "x"}}),
+            ("POST", "/runs", {"workflow": "wait_for_word", "namespace": evil}),
+            ("POST", "/bulk", {"verb": "cancel", "search": "x", "id": evil}),
+            ("POST", "/bulk", {"verb": "cancel", "search": "x", "reason": evil}),
+            ("POST", "/keys", {"name": evil, "role": "viewer"}),
+            ("POST", "/session", {"key": evil}),
+        ]
+        for method, path, body in orders:
+            answer = await here.ask(method, path, body)
+            assert 400 <= answer.status < 500, (path, body)
+            assert "set-cookie" not in answer.headers and b"\r\n" not in answer.body
+        coded = "x%0d%0aset-cookie:%20evil=1%0d%0a%0d%0a"
+        places = (
+            f"runs/{coded}",
+            f"runs/{coded}/events",
+            f"workflows/{coded}",
+            f"schedules/{coded}",
+            f"bulk/{coded}",
+            f"models/{coded}/switches",
+        )
+        for place in (*places, f"runs?search={coded}", f"runs?after={coded}", f"approvals?workflow={coded}"):
+            # As it stands, past a client that would correct it.
+            reader, writer = await asyncio.open_connection("127.0.0.1", here.server.port)
+            writer.write(f"GET /api/v1/{place} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n".encode())
+            said = await asyncio.wait_for(reader.read(), 30)
+            writer.close()
+            head = said.partition(b"\r\n\r\n")[0].lower()
+            assert head.startswith(b"http/1.1 ") and b"set-cookie" not in head, place
+        assert (await here.ok("GET", "/runs"))["runs"] == []
+
+
 async def test_a_server_with_a_public_name_wants_keys(tmp_path: Path) -> None:
     async with api(tmp_path, wait_for_word, hosts=["agents.example"], origins=["https://app.example"]) as served:
         assert (await served.get("/runs", headers={"host": "agents.example"})).status == 401
