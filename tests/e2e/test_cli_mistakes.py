@@ -9,6 +9,7 @@ import resource
 import signal
 import sqlite3
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Finished, Project
+from tests.e2e.conftest import HUNG, Finished, Project
 
 PROGRAM = """
     import os
@@ -392,3 +393,16 @@ def test_a_key_that_is_not_set_is_named_and_the_next_route_serves(shop: Project)
     text = text.replace('["house:big"]', '["house:big", "script:any"]')
     shop.write("ziggurat.toml", text + '\n[inference.endpoints.script]\nkind = "scripted"\n')
     assert shop.ok("run", "shop:talk").out.strip()
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["models", "--json"]])
+def test_a_reader_that_goes_away_is_no_error(project: Project, arguments: list[str]) -> None:
+    """As in `ziggurat models | head -1`: nothing is left to tell anybody, least of all a traceback."""
+    command = [sys.executable, "-m", "ziggurat", *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=project.folder, env=project.environ, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # Long before it can have written anything.
+        said = process.stderr.read()
+        assert (process.wait(HUNG), said) == (0, "")

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from tests.unit.test_inference_router import Attempt
 from ziggurat import Client, RunParked, llm, task, workflow
-from ziggurat.errors import BudgetExceeded, ConfigurationError, InferenceError, RateLimited
+from ziggurat.errors import BudgetExceeded, ConfigurationError, EndpointUnreachable, InferenceError, RateLimited
 from ziggurat.inference.backends.scripted import Behaviour, Reply, create
 from ziggurat.inference.interface import EndpointConfig, ModelConfig, Price
-from ziggurat.inference.ledger import Attribution, attributing, costs
+from ziggurat.inference.ledger import Attribution, attributing, costs, day_of
+from ziggurat.inference.limits import budgets as waiting
 from ziggurat.inference.limits.budgets import BudgetOptions
 from ziggurat.inference.limits.caller import Caller, calling
 from ziggurat.inference.retrying import RetryOptions
 from ziggurat.inference.router import Router
-from ziggurat.program.context import current_attempt
+from ziggurat.program.context import TaskInfo, attempting, current_attempt
 from ziggurat.program.llm import ModelCaller, use_models
 from ziggurat.records import Allowance, CallRecord, ChatMessage, Chunk, Completion, Prompt, Usage
 
@@ -80,6 +84,17 @@ def router(
 
 
 RECORDS: list[CallRecord] = []
+
+#: Each level at which a budget holds, with what the settings say of it, for the same limit in dollars.
+LIMIT = 4.0
+LEVELS = [
+    ("run", BudgetOptions()),
+    ("step", BudgetOptions(step=LIMIT)),
+    ("workflow", BudgetOptions(workflows={"w": LIMIT})),
+    ("tenant", BudgetOptions(tenants={"acme": LIMIT})),
+    ("day", BudgetOptions(day=LIMIT)),
+    ("all", BudgetOptions(call=LIMIT, step=LIMIT, workflows={"w": LIMIT}, tenants={"*": LIMIT}, day=LIMIT)),
+]
 
 
 def ask(content: str = "hi", **more: Any) -> Prompt:
@@ -170,6 +185,116 @@ async def test_limits_of_the_settings(budgets: BudgetOptions, said: str, named: 
     assert (caught.value.run_id, caught.value.budget) == ("", named)
     free = router(budgets=budgets, cheap=0.0)
     await free.complete(ask(model="cheap"))
+
+
+async def spent_by(models: Router, attempt: Attempt, calls: int) -> int:
+    """Make so many calls in an attempt; returns how many were made before the money was gone."""
+    by = Attribution(run="r", workflow="w", step=attempt.info.step, attempt=attempt.info.attempt)
+    with attempting(attempt), attributing(by):
+        for number in range(calls):
+            try:
+                await models.complete(ask(max_tokens=10))
+            except BudgetExceeded:
+                return number
+    return calls
+
+
+def of_step(step: int, attempt: int = 1) -> Attempt:
+    made = Attempt()
+    made.info = TaskInfo(task="t", run="r", workflow="w", step=step, attempt=attempt, idempotency_key=f"r~0.{step}")
+    return made
+
+
+async def test_a_step_spends_its_budget_over_all_its_attempts_and_another_has_its_own() -> None:
+    models = router(lambda prompt, asked: Reply(text="word " * 10), budgets=BudgetOptions(step=0.6))
+    RECORDS.clear()
+    first = await spent_by(models, of_step(1), 2)
+    assert first == 2
+    second = await spent_by(models, of_step(1, attempt=2), 20)
+    assert 0 < second < 20
+    with (
+        attempting(of_step(1, attempt=3)),
+        attributing(Attribution(run="r", step=1)),
+        pytest.raises(
+            BudgetExceeded, match=r"of the budget of a step\. Raise step in \[inference\.budgets\], and resume the run\."
+        ),
+    ):
+        await models.complete(ask(max_tokens=10))
+    assert sum(record.usage.cost_usd for record in RECORDS) <= 0.6
+    assert await spent_by(models, of_step(2), 2) == 2
+
+
+@pytest.mark.parametrize(("level", "budgets"), LEVELS, ids=[level for level, _ in LEVELS])
+@given(
+    words=st.lists(st.integers(0, 150), min_size=5, max_size=25),
+    bounded=st.booleans(),
+    at_once=st.integers(1, 8),
+    unanswered=st.sets(st.integers(0, 24), max_size=3),
+)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_level_is_overspent_by_more_than_the_error_of_one_estimate(
+    level: str,
+    budgets: BudgetOptions,
+    words: list[int],
+    bounded: bool,
+    at_once: int,
+    unanswered: set[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever answers come, whichever are never answered, and however many calls are made at a time."""
+    # Calls that wait for others to settle ask again at once.
+    monkeypatch.setattr(waiting, "ASK_AGAIN", 0.0)
+    monkeypatch.setattr(waiting, "ASK_AGAIN_MOST", 0.0)
+    asyncio.run(overspends(level, budgets, words, bounded, at_once, unanswered))
+
+
+async def overspends(
+    level: str, budgets: BudgetOptions, words: list[int], bounded: bool, at_once: int, unanswered: set[int]
+) -> None:
+    def answers(prompt: Prompt, asked: int) -> Reply:
+        number = int(str(prompt.messages[-1].content))
+        if number in unanswered:
+            error = EndpointUnreachable("It was sent and not answered.", endpoint="s")
+            error.sent = True
+            raise error
+        return Reply(text="word " * words[number])
+
+    models = router(answers, budgets=budgets)
+    models.options = RetryOptions(attempts=1)
+    RECORDS.clear()
+    turns, refused = asyncio.Semaphore(at_once), 0
+
+    async def call(number: int) -> None:
+        nonlocal refused
+        async with turns:
+            try:
+                await models.complete(ask(str(number), max_tokens=160 if bounded else None))
+            except BudgetExceeded:
+                refused += 1
+            except InferenceError:
+                assert number in unanswered
+
+    run = Caller(budgets=(Allowance("run:r", LIMIT, 0.0),) if level == "run" else ())
+    step = of_step(1) if level == "step" else of_step(0)
+    with calling(run), attempting(step), attributing(Attribution(namespace="acme", workflow="w", run="r", step=step.info.step)):
+        await asyncio.gather(*(call(number) for number in range(len(words))))
+    spent = sum(record.usage.cost_usd + record.held_usd for record in RECORDS)
+    # The last call may turn out dearer than was likely; never a second one.
+    dearest = max((record.usage.cost_usd for record in RECORDS), default=0.0)
+    assert spent <= LIMIT + dearest + 1e-9
+    # What was paid was recorded, and no reservation is left.
+    for key in (
+        "run:r",
+        "step:r~0.1",
+        *(f"{kind}:{day_of(models.clock.time())}" for kind in ("workflow:w", "tenant:acme", "day:")),
+    ):
+        known, reserved = models.keeper.store.purse(key)
+        assert reserved == pytest.approx(0.0)
+        assert known in (0.0, pytest.approx(spent))
+    # A call that was not answered may have been billed: its estimate is held.
+    assert [record.held_usd > 0 for record in RECORDS] == [record.status == "unanswered" for record in RECORDS]
+    if not refused:
+        assert len(RECORDS) == len(words)
 
 
 async def test_what_was_not_billed_is_given_back_and_what_may_have_been_is_held() -> None:

@@ -136,10 +136,10 @@ def run_command(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         say("Interrupted.")
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output is gone, as in `ziggurat list | head`; nothing is left to tell it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (Exception, SystemExit) as error:
+        # The reader of our output is gone, as in `ziggurat list | head`; nothing is left to tell it. Typer makes an exit of it.
+        if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         return report(error, as_json="--json" in arguments)
     return code if isinstance(code, int) else 0
