@@ -48,7 +48,7 @@ class TestTemporal(OrchestratorSuite):
     deadline = 3.0
     moment = 3.0
     native = True
-    options = TemporalOptions(lease=4.0, relay=0.3, sticky=1.0)
+    options = TemporalOptions(lease=4.0, relay=0.3, sticky=1.0, eager=16)
 
     @pytest.fixture(autouse=True)
     def _link(self, server: TemporalServer) -> None:

@@ -19,6 +19,7 @@ What travels is the JSON itself, unchanged, while it is small and no key is in u
 is an envelope, which is JSON too and begins with `{"$ziggurat":1`:
 
     {"$ziggurat":1,"stored":KEY,"size":N,"sha256":HEX,"refs":[KEY…]}    over `inline_limit`: the JSON is the artifact KEY (claim check)
+    {"$ziggurat":1,"blocks":N,"rest":BASE64,"size":…,"sha256":…,"refs":[…]}  one that grows: the first N refs are its blocks, see `blocks`
     {"$ziggurat":1,"key":NAME:MARK,"sealed":BASE64,"refs":[KEY…]}            encrypted; inside is the JSON, or an envelope of the kind above
     {"$ziggurat":1,"plain":BASE64,"refs":[KEY…]}                        JSON of the user's that itself begins like an envelope
 
@@ -37,6 +38,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from ziggurat.artifacts.blocks import HEAD, Growth, join
 from ziggurat.artifacts.encryption import Keyring, no_key
 from ziggurat.artifacts.keys import artifact_keys, is_key
 from ziggurat.artifacts.library import Library
@@ -66,6 +68,9 @@ class Envelope(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
     #: True if what is sealed is the envelope of a stored payload.
     fetch: bool = False
     plain: bytes = b""
+    #: How many of `refs`, from the first, are the blocks of a payload that grows, and what comes after them. An encrypted one says it too.
+    blocks: int = 0
+    rest: bytes = b""
     #: Keys of artifacts that it refers to.
     refs: list[str] = []
 
@@ -95,6 +100,7 @@ class Payloads:
         self._keyring = keyring
         self._encrypts = keyring is not None and bool(keyring.use)
         self._inline_limit = inline_limit if library is not None else float("inf")
+        self._growth = Growth()
 
     # -- sealing -------------------------------------------------------------------------------------------------
 
@@ -125,7 +131,27 @@ class Payloads:
         assert self.library is not None
         return await self.library.in_thread(self._store, data, run)
 
+    async def seal_sparingly(self, data: bytes, run: str) -> bytes:
+        """As `seal`, for a history that keeps what travels: of one that grows, each block is stored once, below `inline_limit` too."""
+        if len(data) < HEAD or self.library is None:
+            return await self.seal(data, run)
+        if self._growth.grows(data, run):
+            return await self.library.in_thread(self._store_blocks, data, run)
+        small = self.seal_small(data, run)
+        return small if small is not None else await self.library.in_thread(self._store_whole, data, run)
+
+    def _store_blocks(self, data: bytes, run: str) -> bytes:
+        assert self.library is not None
+        keys, rest = self._growth.store(self.library, data, run)
+        refs = [*keys, *(key for key in artifact_keys(data) if key not in keys)]
+        digest = hashlib.sha256(data).hexdigest()
+        envelope = _encode(Envelope(_VERSION, blocks=len(keys), rest=rest, size=len(data), sha256=digest, refs=refs))
+        return self._encrypt(envelope, run, refs, fetch=True, blocks=len(keys)) if self._encrypts else envelope
+
     def _store(self, data: bytes, run: str) -> bytes:
+        return self._store_blocks(data, run) if self._growth.grows(data, run) else self._store_whole(data, run)
+
+    def _store_whole(self, data: bytes, run: str) -> bytes:
         library = self.library
         assert library is not None
         digest = hashlib.sha256(data)
@@ -135,11 +161,11 @@ class Payloads:
         envelope = _encode(Envelope(_VERSION, stored=key, size=len(data), sha256=digest.hexdigest(), refs=refs))
         return self._encrypt(envelope, run, [key, *refs], fetch=True) if self._encrypts else envelope
 
-    def _encrypt(self, data: bytes, run: str, refs: list[str], *, fetch: bool = False) -> bytes:
+    def _encrypt(self, data: bytes, run: str, refs: list[str], *, fetch: bool = False, blocks: int = 0) -> bytes:
         keyring = self._keyring
         assert keyring is not None
         sealed = keyring.seal(data, run, _beside(run, fetch, refs))
-        return _encode(Envelope(_VERSION, key=keyring.use, sealed=sealed, fetch=fetch, refs=refs))
+        return _encode(Envelope(_VERSION, key=keyring.use, sealed=sealed, fetch=fetch, blocks=blocks, refs=refs))
 
     # -- opening -------------------------------------------------------------------------------------------------
 
@@ -151,36 +177,36 @@ class Payloads:
         if not is_sealed(data):
             return bytes(data)
         envelope = self._unwrap(data, run)
-        return self._stored(envelope).get(envelope.stored, envelope.sha256) if envelope.stored else envelope.plain
+        return envelope.plain or _fetch(self._stored(envelope), envelope)
 
     async def open(self, data: Payload, run: str) -> bytes:
         """As `open_now`, beside the event loop."""
         if not is_sealed(data):
             return bytes(data)
         envelope = self._unwrap(data, run)
-        if not envelope.stored:
+        if not _objects(envelope):
             return envelope.plain
         library = self._stored(envelope)
-        known = library.cached(envelope.stored)
-        return known if known is not None else await library.in_thread(library.get, envelope.stored, envelope.sha256)
+        at_hand = all(library.cached(key) is not None for key in _objects(envelope))
+        return _fetch(library, envelope) if at_hand else await library.in_thread(_fetch, library, envelope)
 
     def must_wait(self, data: Payload) -> bool:
         """Say whether opening a payload means to read it from the store."""
         if not is_sealed(data):
             return False
-        envelope = _read(data)
-        if envelope.fetch:
-            return self.library is None or self.library.cached(envelope.refs[0]) is None
-        return bool(envelope.stored) and (self.library is None or self.library.cached(envelope.stored) is None)
+        library = self.library
+        return any(library is None or library.cached(key) is None for key in _objects(_read(data)))
 
     def outline(self, data: Payload, run: str) -> bytes:
         """Return a payload for people: its JSON, or what stands for it if it is stored. Raises ArtifactCorrupt, KeyMissing."""
         if not is_sealed(data):
             return bytes(data)
         envelope = self._unwrap(data, run)
-        if not envelope.stored:
+        objects = _objects(envelope)
+        if not objects:
             return envelope.plain
-        shown: dict[str, Any] = {"artifact": envelope.stored, "size": envelope.size, "sha256": envelope.sha256}
+        shown: dict[str, Any] = {"artifact": objects[0]} if len(objects) == 1 and not envelope.blocks else {"artifacts": objects}
+        shown |= {"size": envelope.size, "sha256": envelope.sha256}
         return msgspec.json.encode(shown)
 
     def rebind(self, data: Payload, run: str, to: str) -> bytes:
@@ -195,7 +221,7 @@ class Payloads:
             return bytes(data)
         inner = self._decrypt(outer, run)
         if self._encrypts:
-            return self._encrypt(inner, to, outer.refs, fetch=outer.fetch)
+            return self._encrypt(inner, to, outer.refs, fetch=outer.fetch, blocks=outer.blocks)
         return inner if outer.fetch else self.seal_small(inner, to) or inner
 
     def check_key(self, data: Payload) -> None:
@@ -208,7 +234,7 @@ class Payloads:
                 self._keyring.check(name)
 
     def _unwrap(self, data: Payload, run: str) -> Envelope:
-        """Return the envelope without its encryption: `plain` or `stored` is set."""
+        """Return the envelope without its encryption: `plain`, `stored` or `blocks` is set."""
         envelope = _read(data)
         if not envelope.key:
             return envelope
@@ -221,15 +247,36 @@ class Payloads:
         return self._keyring.open(envelope.key, envelope.sealed, run, _beside(run, envelope.fetch, envelope.refs))
 
     def _stored(self, envelope: Envelope) -> Library:
-        if not is_key(envelope.stored):
-            raise ArtifactCorrupt(
-                f"A payload names the artifact {envelope.stored[:80]!r}, which is no key; it was changed. Restore it."
-            )
+        objects = _objects(envelope)
+        for key in objects:
+            if not is_key(key):
+                raise ArtifactCorrupt(f"A payload names the artifact {key[:80]!r}, which is no key; it was changed. Restore it.")
         if self.library is None:
             raise ConfigurationError(
-                f"The payload is the artifact {envelope.stored}, and no artifact store is open here; set [artifacts] url as it was."
+                f"The payload is the artifact {objects[0]}, and no artifact store is open here; set [artifacts] url as it was."
             )
         return self.library
+
+
+def _objects(envelope: Envelope) -> list[str]:
+    """Return the keys of what must be read to open a payload."""
+    if envelope.blocks:
+        return envelope.refs[: envelope.blocks]
+    if envelope.fetch:
+        return envelope.refs[:1]
+    return [envelope.stored] if envelope.stored else []
+
+
+def _fetch(library: Library, envelope: Envelope) -> bytes:
+    if envelope.stored:
+        return library.get(envelope.stored, envelope.sha256)
+    data = join(library, envelope.refs[: envelope.blocks], envelope.rest)
+    if hashlib.sha256(data).hexdigest() != envelope.sha256:
+        raise ArtifactCorrupt(
+            f"A payload in {envelope.blocks} blocks, the first of which is {envelope.refs[0]}, is damaged: its content has another SHA-256 "
+            "than when it was saved. Restore them from a copy."
+        )
+    return data
 
 
 def _beside(run: str, fetch: bool, refs: list[str]) -> bytes:
@@ -249,9 +296,9 @@ def _read(data: Payload) -> Envelope:
             f"A recorded payload has an envelope of version {envelope.version}, and this Ziggurat reads {_VERSION}; it was written by a "
             "newer one. Upgrade with: pip install -U ziggurat-agents"
         )
-    if bool(envelope.stored) + bool(envelope.key and envelope.sealed) + bool(envelope.plain) != 1 or (
-        envelope.fetch and not envelope.refs
-    ):
+    sealed = bool(envelope.key and envelope.sealed)
+    kinds = bool(envelope.stored) + sealed + bool(envelope.plain) + (envelope.blocks > 0 and not sealed)
+    if kinds != 1 or (envelope.fetch and not envelope.refs) or not 0 <= envelope.blocks <= len(envelope.refs):
         raise ArtifactCorrupt("A recorded payload is damaged: its envelope is empty, or says two things. Restore it from a copy.")
     return envelope
 

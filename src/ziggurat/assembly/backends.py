@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.orchestrator.sealing import SealedOrchestrator
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue, QueueOptions
-from ziggurat.settings import Settings
+from ziggurat.settings import Settings, WorkerSettings
 
 QUEUES: Mapping[str, str] = {
     "memory": "ziggurat.queues.backends.memory:MemoryQueue",
@@ -107,17 +107,34 @@ def import_queue(backend: str) -> None:
 
 
 def build_orchestrator(
-    settings: Settings, queue: Queue, registry: Registry, clock: Clock, payloads: Payloads, *, drive: bool, stay: bool = False
+    settings: Settings,
+    queue: Queue,
+    registry: Registry,
+    clock: Clock,
+    payloads: Payloads,
+    *,
+    drive: bool,
+    stay: bool = False,
+    pools: Collection[WorkerSettings] = (),
 ) -> Orchestrator:
     """Return the configured orchestrator behind the seam of payloads, not yet open. Raises ConfigurationError, MissingExtra.
 
-    One that is to `stay` fires schedules.
+    One that is to `stay` fires schedules. `pools` are those whose workers run in this process.
     """
-    return SealedOrchestrator(_build_orchestrator(settings, queue, registry, clock, payloads, drive=drive, stay=stay), payloads)
+    made = _build_orchestrator(settings, queue, registry, clock, payloads, drive=drive, stay=stay, pools=pools)
+    return SealedOrchestrator(made, payloads)
 
 
 def _build_orchestrator(
-    settings: Settings, queue: Queue, registry: Registry, clock: Clock, payloads: Payloads, *, drive: bool, stay: bool
+    settings: Settings,
+    queue: Queue,
+    registry: Registry,
+    clock: Clock,
+    payloads: Payloads,
+    *,
+    drive: bool,
+    stay: bool,
+    pools: Collection[WorkerSettings],
 ) -> Orchestrator:
     wanted = settings.orchestrator
     made = load_backend("orchestrator", wanted.backend, ORCHESTRATORS)
@@ -128,7 +145,7 @@ def _build_orchestrator(
                 temporal_link(settings),
                 queue,
                 registry,
-                options=temporal_options(settings, stay=stay),
+                options=temporal_options(settings, pools, stay=stay),
                 clock=clock,
                 payloads=payloads,
                 drive=drive,

@@ -141,7 +141,7 @@ class System:
         if settings.queue.backend not in LOCAL_QUEUES:
             await queue.open()
         if self._orchestrate:
-            await self._open_orchestrator()
+            await self._open_orchestrator(() if self._scale else chosen.values())
         if settings.queue.backend in LOCAL_QUEUES:
             # After the lock: its file belongs to the owner. The engine's own tasks have not run yet, for nothing has waited since.
             await queue.open()
@@ -196,10 +196,10 @@ class System:
                 raise ConfigurationError(f"There is no pool {name!r}; the pools are: {', '.join(known)}. Add [workers.{name}].")
         return {name: known[name] for name in names}
 
-    async def _open_orchestrator(self) -> None:
+    async def _open_orchestrator(self, pools: Collection[WorkerSettings]) -> None:
         settings = self.settings
         orchestrator = build_orchestrator(
-            settings, self.queue, self.registry, self.clock, self.payloads, drive=self._drive, stay=self._stay
+            settings, self.queue, self.registry, self.clock, self.payloads, drive=self._drive, stay=self._stay, pools=pools
         )
         await orchestrator.open()
         self.orchestrator = orchestrator

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import quote
 
 from ziggurat.assembly.devserver import web_ui
 from ziggurat.assembly.secrets import plain
 from ziggurat.errors import MissingExtra
-from ziggurat.settings import Settings
+from ziggurat.settings import Settings, WorkerSettings
 
 
 def temporal_link(settings: Settings) -> Any:
@@ -35,11 +36,14 @@ def temporal_link(settings: Settings) -> Any:
     )
 
 
-def temporal_options(settings: Settings, *, stay: bool) -> Any:
-    """Return how the orchestrator on Temporal behaves (`TemporalOptions`). One that is to `stay` cleans up behind runs."""
+def temporal_options(settings: Settings, pools: Collection[WorkerSettings] = (), *, stay: bool) -> Any:
+    """Return how the orchestrator on Temporal behaves (`TemporalOptions`) in a process that runs these pools itself.
+
+    One that is to `stay` cleans up behind runs.
+    """
     from ziggurat.orchestrator.temporal.options import TemporalOptions
 
-    orchestrator = settings.orchestrator
+    orchestrator, wanted = settings.orchestrator, settings.orchestrator.temporal
     defaults = TemporalOptions()
     return TemporalOptions(
         max_resident_runs=orchestrator.max_resident_runs,
@@ -51,6 +55,7 @@ def temporal_options(settings: Settings, *, stay: bool) -> Any:
         artifact_grace=settings.artifacts.grace,
         # Three looks in a lease, so that one that is late loses nothing.
         relay=min(defaults.relay, settings.queue.lease / 4),
+        eager=max((pool.concurrency for pool in pools if {"*", "default"} & set(pool.queues)), default=0) if wanted.eager else 0,
     )
 
 

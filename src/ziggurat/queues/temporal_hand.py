@@ -4,6 +4,9 @@ A task that computes on the worker's event loop lets nothing else run there; Tem
 someone else. So the SDK's workers run on a loop in this thread, and each activity is only a place where an attempt waits for its end:
 
     Temporal ─▶ activity here ─ offer ─▶ the worker's loop: receive, run, settle ─▶ activity ends here ─▶ Temporal
+
+Where runs are driven in the same process, their worker is here, too, and one with that of the queue "default": only to such a worker
+does Temporal hand a run's next task in its answer to the run, without a poll, a task queue and a commit between (`host`).
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -26,6 +30,8 @@ from temporalio.worker import Worker
 
 from ziggurat.records import Delivery, ErrorInfo, Message, Outcome, encode, outcome_of
 from ziggurat.telemetry import events
+
+T = TypeVar("T")
 
 #: The type of the failure by which an attempt goes back to its task queue.
 RETURNED = "ziggurat.Returned"
@@ -69,6 +75,24 @@ class Receipt:
             self._loop.call_soon_threadsafe(apply)
 
 
+class Hosted(Struct, frozen=True):
+    """A worker that drives runs and runs tasks, and the future of its end, which any thread may wait for."""
+
+    worker: Worker
+    ended: Future[None]
+
+
+class HasHand(Protocol):
+    """A queue that is fed by Temporal."""
+
+    def reach(self) -> Hand:
+        """Return its hand, made if need be."""
+
+    @property
+    def hungry(self) -> bool:
+        """Whether someone here wants work now. Read from any thread."""
+
+
 class Hand:
     """The thread, and the SDK's workers on its loop: one for each task queue.
 
@@ -91,7 +115,7 @@ class Hand:
         self._client, self._lease, self._max_deliveries = client, lease, max_deliveries
         self._offer, self._cancelled = offer, cancelled
         self._loop = asyncio.new_event_loop()
-        self._workers: list[tuple[Worker, asyncio.Task[None]]] = []
+        self._workers: dict[Worker, asyncio.Task[None]] = {}
         self._served: set[str] = set()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="ziggurat-temporal", daemon=True)
@@ -104,12 +128,20 @@ class Hand:
         if new:
             self._loop.call_soon_threadsafe(self._begin, new, slots)
 
+    async def host(self, client: Client, task_queue: str, slots: int, **more: Any) -> Hosted:
+        """Serve a task queue with a worker that drives runs as well; `more` is what the SDK wants to know of them. From any loop."""
+        self._served.add(task_queue)
+        return await self._call(self._host(client, task_queue, slots, more))
+
+    async def _call(self, call: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self._loop))
+
     async def close(self) -> None:
         """End the workers. Deliveries that have no outcome go back."""
         if self._closing:
             return
         self._closing = True
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._end(), self._loop))
+        await self._call(self._end(list(self._workers)))
         self._loop.call_soon_threadsafe(self._loop.stop)
         await asyncio.to_thread(self._thread.join, 5.0)
 
@@ -124,25 +156,50 @@ class Hand:
 
     def _begin(self, task_queues: Sequence[str], slots: int) -> None:
         for queue in task_queues:
-            worker = Worker(
-                self._client,
-                task_queue=queue,
-                activities=[self._activity()],
-                max_concurrent_activities=slots,
-                max_heartbeat_throttle_interval=timedelta(seconds=min(3.0, self._lease / 3)),
-                default_heartbeat_throttle_interval=timedelta(seconds=min(3.0, self._lease / 3)),
-            )
-            task = self._loop.create_task(worker.run())
-            task.add_done_callback(self._worker_ended)
-            self._workers.append((worker, task))
+            self._start(self._worker(self._client, queue, slots)).add_done_callback(self._worker_ended)
+
+    def _worker(self, client: Client, queue: str, slots: int, **more: Any) -> Worker:
+        throttle = timedelta(seconds=min(3.0, self._lease / 3))
+        return Worker(
+            client,
+            task_queue=queue,
+            activities=[self._activity()],
+            max_concurrent_activities=slots,
+            max_heartbeat_throttle_interval=throttle,
+            default_heartbeat_throttle_interval=throttle,
+            **more,
+        )
+
+    def _start(self, worker: Worker) -> asyncio.Task[None]:
+        task = self._workers[worker] = self._loop.create_task(worker.run())
+        return task
+
+    async def _host(self, client: Client, task_queue: str, slots: int, more: dict[str, Any]) -> Hosted:
+        worker = self._worker(client, task_queue, slots, **more)
+        ended: Future[None] = Future()
+
+        def tell(task: asyncio.Task[None]) -> None:
+            if task.cancelled() or (error := task.exception()) is None:
+                ended.set_result(None)
+            else:
+                ended.set_exception(error)
+
+        self._start(worker).add_done_callback(tell)
+        return Hosted(worker, ended)
+
+    async def dismiss(self, hosted: Hosted) -> None:
+        """End a worker that was hosted here, unless all have ended. From any loop."""
+        if not self._closing:
+            await self._call(self._end([hosted.worker]))
 
     def _worker_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             events.TASK_QUEUE_LEFT(error=error)
 
-    async def _end(self) -> None:
-        await asyncio.gather(*(worker.shutdown() for worker, _ in self._workers), return_exceptions=True)
-        await asyncio.gather(*(task for _, task in self._workers), return_exceptions=True)
+    async def _end(self, workers: Sequence[Worker]) -> None:
+        ending = [(worker, task) for worker in workers if (task := self._workers.pop(worker, None)) is not None]
+        await asyncio.gather(*(worker.shutdown() for worker, _ in ending), return_exceptions=True)
+        await asyncio.gather(*(task for _, task in ending), return_exceptions=True)
 
     def _activity(self) -> Any:
         @activity.defn(dynamic=True)

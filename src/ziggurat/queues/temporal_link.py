@@ -30,6 +30,10 @@ UNREACHABLE = frozenset(
 )
 
 
+#: The queue of tasks that name none.
+DEFAULT_QUEUE = "default"
+
+
 class LinkOptions(Struct, frozen=True, kw_only=True):
     """Where a Temporal server is and how it is reached."""
 
@@ -57,6 +61,17 @@ def quiet_runtime() -> Runtime:
     return Runtime(
         telemetry=TelemetryConfig(logging=LoggingConfig(filter=TelemetryFilter(core_level="ERROR", other_level="ERROR")))
     )
+
+
+def task_queue_of(prefix: str, queue: str, region: str = "") -> str:
+    """Return the name of the Temporal task queue on which the tasks of one of our queues wait.
+
+    Those of "default" wait under the name on which runs do. Temporal keeps the two kinds apart, and hands a task to the process that
+    drives its run, without a round trip, only where both have one name.
+    """
+    if region:
+        return f"{prefix}-{queue}@{region}"
+    return prefix if queue == DEFAULT_QUEUE else f"{prefix}-{queue}"
 
 
 async def connect(options: LinkOptions, codec: PayloadCodec | None = None) -> Client:

@@ -1,8 +1,10 @@
 """The payload codec: what a run hands on is sealed on its way to Temporal, where waiting is allowed, which a machine must not.
 
 A machine marks what is to be sealed, and for which run. Large payloads then stay at the artifact store and Temporal sees a reference, far
-below its limit of 2 MB; with a key in use, all of them are encrypted. On the way back nothing is opened, but what is stored is fetched, so
-that the program finds it in memory. What is not marked, such as what other clients send, passes unchanged.
+below its limit of 2 MB; with a key in use, all of them are encrypted. A history keeps what travels, so arguments that grow from step to
+step, as the messages of a conversation do, are stored in blocks well below that size, each block once. On the way back nothing is opened,
+but what is stored is fetched, so that the program finds it in memory. What is not marked, such as what other clients send, passes
+unchanged.
 """
 
 from __future__ import annotations
@@ -37,10 +39,10 @@ class Carriage(PayloadCodec):
         run = metadata.pop(SEAL_MARK, None)
         if metadata.pop(MESSAGE_MARK, None) is not None:
             message = msgspec.json.decode(payload.data, type=Message)
-            sealed = await self._payloads.seal(bytes(message.payload), message.run)
+            sealed = await self._payloads.seal_sparingly(bytes(message.payload), message.run)
             return Payload(metadata=metadata, data=encode(replace(message, payload=Raw(sealed))))
         assert run is not None
-        return Payload(metadata=metadata, data=await self._payloads.seal(payload.data, run.decode()))
+        return Payload(metadata=metadata, data=await self._payloads.seal_sparingly(payload.data, run.decode()))
 
     async def decode(self, payloads: Sequence[Payload]) -> list[Payload]:
         for payload in payloads:

@@ -28,9 +28,9 @@ from ziggurat.orchestrator.temporal.wire import (
     record_payload,
     sealed_payload,
     search_payload,
-    task_queue,
 )
 from ziggurat.orchestrator.tracing import passed_on
+from ziggurat.queues.temporal_link import task_queue_of
 from ziggurat.records import Allowance, Message, Run
 
 #: Seconds that Temporal waits, past an attempt's own limit, before it holds the attempt for lost: the worker, which knows the limit too,
@@ -55,10 +55,6 @@ class Placement(Struct, frozen=True, kw_only=True):
     searchable: bool = True
 
 
-#: The queue on which dispatch activities wait; `~` cannot be part of a queue's name.
-DISPATCH = "~dispatch"
-
-
 def activity_id(message: str, task: str) -> str:
     """Return the id of the activity that is one attempt. It holds the step and the task, so that a contradiction names both."""
     return f"{message.rpartition('~')[2]} {task}"
@@ -80,17 +76,19 @@ def step_info(step: Step) -> StepInfo:
     )
 
 
-def schedule_attempt(seq: int, message: Message, info: StepInfo, place: Placement) -> WorkflowCommand:
-    """Return the command that sends one attempt. Temporal delivers it again while workers die; other failures come back to the run."""
+def schedule_attempt(seq: int, message: Message, info: StepInfo, place: Placement, *, eager: bool) -> WorkflowCommand:
+    """Return the command that sends one attempt. Temporal delivers it again while workers die; other failures come back to the run.
+
+    An `eager` one may come back in the server's answer, to this process, if it waits on the task queue of the runs.
+    """
     command = WorkflowCommand()
     made: ScheduleActivity = command.schedule_activity
     made.seq = seq
     made.activity_id = activity_id(message.id, message.task)
     made.activity_type = message.task
     lane = message.lane
-    made.task_queue = (
-        task_queue(place.task_queue, lane.queue, lane.region) if place.native else task_queue(place.task_queue, DISPATCH)
-    )
+    # Those that dispatch are as those that drive runs, so a dispatch waits where the runs do.
+    made.task_queue = task_queue_of(place.task_queue, lane.queue, lane.region) if place.native else place.task_queue
     made.arguments.extend([message_payload(message), record_payload(info)])
     limit = message.timeout + PATIENCE if message.timeout is not None else NO_TIMEOUT
     if not place.native:
@@ -102,7 +100,7 @@ def schedule_attempt(seq: int, message: Message, info: StepInfo, place: Placemen
     made.heartbeat_timeout.FromMilliseconds(int(place.lease * 1000))
     made.retry_policy.CopyFrom(_redelivery())
     made.cancellation_type = ActivityCancellationType.TRY_CANCEL
-    made.do_not_eagerly_execute = True
+    made.do_not_eagerly_execute = not eager
     made.priority.CopyFrom(Priority(priority_key=lane.priority, fairness_key=lane.namespace[:64]))
     return command
 
@@ -120,6 +118,28 @@ def start_timer(seq: int, delay: float) -> WorkflowCommand:
     command = WorkflowCommand()
     command.start_timer.seq = seq
     command.start_timer.start_to_fire_timeout.FromMicroseconds(int(max(SHORTEST_TIMER, delay) * 1_000_000))
+    return command
+
+
+def cancel_attempt(seq: int) -> WorkflowCommand:
+    """Return the command that asks the worker of an attempt to stop."""
+    command = WorkflowCommand()
+    command.request_cancel_activity.seq = seq
+    return command
+
+
+def cancel_timer(seq: int) -> WorkflowCommand:
+    """Return the command that takes a timer back."""
+    command = WorkflowCommand()
+    command.cancel_timer.seq = seq
+    return command
+
+
+def cancel_child(seq: int, run: Run) -> WorkflowCommand:
+    """Return the command that asks a child run to stop."""
+    command = WorkflowCommand()
+    command.cancel_child_workflow_execution.child_workflow_seq = seq
+    command.cancel_child_workflow_execution.reason = f"the parent run {run.id} no longer waits for it"
     return command
 
 

@@ -14,7 +14,7 @@ import asyncio
 import builtins
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Raw
@@ -47,11 +47,13 @@ from ziggurat.orchestrator.temporal.program import Surroundings
 from ziggurat.orchestrator.temporal.reading import Reader
 from ziggurat.orchestrator.temporal.relay import Relay
 from ziggurat.orchestrator.temporal.schedules import TemporalSchedules
+from ziggurat.orchestrator.temporal.stopping import Stopping
 from ziggurat.orchestrator.temporal.surgery import Surgery
 from ziggurat.orchestrator.temporal.telling import new_run_record
 from ziggurat.orchestrator.temporal.views import look_at_steps
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue
+from ziggurat.queues.temporal_hand import HasHand
 from ziggurat.queues.temporal_link import LinkOptions, connect
 from ziggurat.records import ENDED, STOPPED, DeadLetter, Event, Progress, Run, RunEvent, RunFilter, StartRequest, StepView
 
@@ -92,6 +94,8 @@ class TemporalOrchestrator(Orchestrator):
         )
         self._watchers = Watchers()
         self._hosting: Hosting | None = None
+        #: Those who wait for the end of a run.
+        self._waiting: set[Stopping] = set()
         self._tasks: builtins.list[asyncio.Task[None]] = []
         self._client: Client | None = None
         self._loop: asyncio.AbstractEventLoop
@@ -130,6 +134,7 @@ class TemporalOrchestrator(Orchestrator):
         if not self._drive:
             return
         guard.install()
+        fed = cast(HasHand, self.queue) if self.options.native and self.options.eager else None
         surroundings = Surroundings(
             registry=self.registry,
             place=place,
@@ -138,9 +143,12 @@ class TemporalOrchestrator(Orchestrator):
             history_limit=self.options.history_limit,
             show=self._show,
             dropped=lambda step: self._dropped(step),
+            parked=self._tell_parked,
+            # A dispatch is no burden to this process; a task goes where somebody wants it.
+            hungry=(lambda: fed.hungry) if fed is not None else (lambda: not self.options.native),
         )
         relay = None if self.options.native else Relay(client, self.queue, self.options.relay)
-        hosting = Hosting(client, surroundings, self.options, relay)
+        hosting = Hosting(client, surroundings, self.options, relay=relay, hand=fed.reach() if fed is not None else None)
         try:
             await hosting.open()
         except BaseException:
@@ -352,27 +360,19 @@ class TemporalOrchestrator(Orchestrator):
         return [views[number] for number in sorted(views)]
 
     async def wait(self, run: str, timeout: float | None = None) -> Run:
-        async with asyncio.timeout(timeout):
-            while True:
-                if (await self._reader.live(run)).status in STOPPED:
-                    found = await self._reader.run(run)
-                    if found.status in STOPPED:
-                        return found
-                await self._until_it_may_have_stopped(run)
-
-    async def _until_it_may_have_stopped(self, run: str) -> None:
-        """Wait for the end, which the server tells, and look now and then whether the run is parked, which it does not."""
-        pause = self.options.look
-        closing = asyncio.create_task(self._reader.closing(run))
+        stopping = Stopping(self._reader, run, self.options)
+        self._waiting.add(stopping)
         try:
-            while not closing.done():
-                await asyncio.wait([closing], timeout=pause)
-                pause = min(self.options.look_most, 2 * pause)
-                if not closing.done() and (await self._reader.live(run)).status in STOPPED:
-                    return
-            closing.result()
+            async with asyncio.timeout(timeout):
+                return await stopping.wait()
         finally:
-            closing.cancel()
+            self._waiting.discard(stopping)
+
+    def _tell_parked(self, run: str, why: str) -> None:
+        """Let those here who wait for a run look at it; called from the threads that drive runs."""
+        with contextlib.suppress(RuntimeError):
+            for stopping in [s for s in self._waiting.copy() if s.run == run]:
+                self._loop.call_soon_threadsafe(stopping.hint)
 
     async def watch(self, run: str, *, after: int = 0) -> AsyncGenerator[RunEvent, None]:
         async with contextlib.aclosing(self._follower.follow(run, after)) as events:

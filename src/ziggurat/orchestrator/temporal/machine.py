@@ -42,6 +42,9 @@ from ziggurat.orchestrator.embedded.watching import Watchers
 from ziggurat.orchestrator.temporal import wire
 from ziggurat.orchestrator.temporal.answers import answer, fail_task, refuse_update
 from ziggurat.orchestrator.temporal.commands import (
+    cancel_attempt,
+    cancel_child,
+    cancel_timer,
     schedule_attempt,
     start_child,
     start_timer,
@@ -106,8 +109,7 @@ class Machine:
         try:
             self._handle(act)
         except Parked as parked:
-            if self._around.parked is not None:
-                self._around.parked(str(parked))
+            self._around.parked(self._id, str(parked))
             fail_task(completion, str(parked), wire.PARKED)
         except Exception as error:
             events.RUN_LEFT(trace_of=True, run=self._id)
@@ -180,10 +182,8 @@ class Machine:
             origin = wire.read_origin(second, self._id, self._around.payloads) if second is not None else Origin()
         except ZigguratError as error:
             raise Parked(str(error)) from error
-        self.origin = origin
         about = wire.with_moment(origin.about, init.search_attributes.indexed_fields)
-        if about is not origin.about:
-            origin = self.origin = replace(origin, about=about)
+        self.origin = origin = origin if about is origin.about else replace(origin, about=about)
         self.run = new_run_record(self._id, self._type, self._arguments(init, about), origin, self._now)
         if init.HasField("parent_workflow_info") and not self.run.parent:
             self.run = replace(self.run, parent=init.parent_workflow_info.workflow_id)
@@ -444,30 +444,27 @@ class Machine:
         message = attempt_message(self.run, step, step.payload, self._now, self._purse.allowances(self.run))
         self._attempts[self._next_attempt] = step, message
         self._attempt_of[step.number] = self._next_attempt
-        self._commands.append(schedule_attempt(self._next_attempt, message, step_info(step), self._place))
+        # That it is eager is no part of the history, so this moment may decide it.
+        self._commands.append(
+            schedule_attempt(self._next_attempt, message, step_info(step), self._place, eager=self._around.hungry())
+        )
 
     def _drop(self, step: Step, program: Program) -> None:
         self._around.tell_dropped(self.run, step, program.replaying)
         if program.finished is not None:
             return  # The run's end ends its attempts and timers, and deals with children as they were told.
-        command = WorkflowCommand()
         if step.kind == "task":
             attempt, retry = self._attempt_of.pop(step.number, None), self._retry_of.pop(step.number, None)
             if attempt is not None:
-                command.request_cancel_activity.seq = attempt
-                self._commands.append(command)
+                self._commands.append(cancel_attempt(attempt))
             elif retry is not None:
-                command.cancel_timer.seq = retry
-                self._commands.append(command)
+                self._commands.append(cancel_timer(retry))
                 del self._retries[retry]
         elif step.kind == "timer" and step.dispatched:
-            command.cancel_timer.seq = step.number
-            self._commands.append(command)
+            self._commands.append(cancel_timer(step.number))
         elif step.kind == "child" and step.dispatched and step.options.on_parent_end == "cancel":
             self._cancelled_children.add(step.number)
-            command.cancel_child_workflow_execution.child_workflow_seq = step.number
-            command.cancel_child_workflow_execution.reason = f"the parent run {self.run.id} no longer waits for it"
-            self._commands.append(command)
+            self._commands.append(cancel_child(step.number, self.run))
 
     # -- the end of an activation -----------------------------------------------------------------------------------
 
@@ -488,6 +485,7 @@ class Machine:
             raise Parked(limit_text(program.length, self._around.history_limit))
         if self._held.status == "parked" and self._held != self._told.held:
             self._seq += 1  # The event run_parked, which a reader finds in the memo's change.
+            self._around.parked(self._id, self._held.reason)
         self._commands.extend(self._told.changes(self._held, program.state, self.run.usage.cost_usd))
         if self._given_up and finished is None:
             finished = Finished("cancelled")

@@ -27,8 +27,10 @@ class Surroundings(Struct, frozen=True, kw_only=True):
     history_limit: int
     #: Shows what a live program emitted: (run, kind, JSON). Called from any thread.
     show: Callable[[str, str, bytes], None]
-    #: Is told why a run is parked.
-    parked: Callable[[str], None] | None = None
+    #: Says whether this process wants a task now, that Temporal may hand over in its answer to a run. Called from any thread.
+    hungry: Callable[[], bool] = lambda: False
+    #: Is told that a run is parked, and why. Called from any thread.
+    parked: Callable[[str, str], None] = lambda run, why: None
     #: Is told of a step that waited for a model's answer and is wanted no more, by its idempotency key. Called from any thread.
     dropped: Callable[[str], None] | None = None
 

@@ -196,7 +196,9 @@ class Reader:
 
     async def read(self, run: str, execution: str = "") -> Reading:
         """Return a run's description and the history of its newest execution, or of the one that is named."""
-        description = await self.describe(run, execution)
+        return await self._read(run, await self.describe(run, execution))
+
+    async def _read(self, run: str, description: Any) -> Reading:
         reading = Reading(description, self._payloads)
         info = description.workflow_execution_info
         token = b""
@@ -224,7 +226,7 @@ class Reader:
         if execution in self._ended:
             self._ended.move_to_end(execution)
             return self._ended[execution]
-        reading = await self.read(run, execution)
+        reading = await self._read(run, description)
         found = run_record(reading)
         if reading.translator.closed is not None and found.ended_at is not None:
             self._ended[execution] = found
@@ -251,8 +253,8 @@ class Reader:
             return await self.run(run) if description.pending_workflow_task.attempt > 1 else found
         return found if _is_busy(description) else replace(found, status="waiting")
 
-    async def closing(self, run: str) -> None:
-        """Wait until the run's newest execution has closed, or the server is tired of the question."""
+    async def closing(self, run: str) -> bool:
+        """Wait until the run's newest execution has closed, which is then True, or the server is tired of the question."""
         request = GetWorkflowExecutionHistoryRequest(
             namespace=self._link.namespace,
             execution=WorkflowExecution(workflow_id=run),
@@ -261,12 +263,15 @@ class Reader:
             history_event_filter_type=HistoryEventFilterType.HISTORY_EVENT_FILTER_TYPE_CLOSE_EVENT,
         )
         try:
-            await self._client.workflow_service.get_workflow_execution_history(request)
+            answer = await self._client.workflow_service.get_workflow_execution_history(request)
+            if answer.history.events:
+                return True
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND:
                 raise self.translate(run, error) from error
         # An answer that comes at once and changes nothing, as of a server that goes, must not be asked for in a tight loop.
         await asyncio.sleep(0.005)
+        return False
 
     async def events(self, run: str) -> list[Event]:
         """Return the events of a run: those of its generation, and of the one before, which stays readable."""

@@ -25,6 +25,7 @@ When one dies, its heartbeats end and the dispatch runs again elsewhere, where i
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from ziggurat.errors import LayerUnreachable, Overloaded, PayloadTooLarge
 from ziggurat.orchestrator.temporal.commands import activity_id
+from ziggurat.orchestrator.temporal.sending import Sending
 from ziggurat.program.failures import describe
 from ziggurat.queues.interface import Queue
 from ziggurat.queues.temporal_hand import failure_of
@@ -48,6 +50,8 @@ from ziggurat.telemetry import events
 
 #: Outcomes taken at a time, and the seconds between two tries at a queue or a server that does not answer.
 _BATCH, _RETRY = 256, 1.0
+#: Batches of outcomes that are handed to the server side by side.
+_BATCHES = 8
 
 
 class Out(Struct):
@@ -57,6 +61,8 @@ class Out(Struct):
     run: str
     execution: str
     activity: str
+    #: Monotonic time of its dispatch.
+    since: float = 0.0
 
 
 class Relay:
@@ -70,8 +76,11 @@ class Relay:
 
     def __init__(self, client: Client, queue: Queue, period: float) -> None:
         self._client, self._queue, self._period = client, queue, period
+        self._sending = Sending(queue)
         self._out: dict[str, Out] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        #: Batches of outcomes on their way to the server.
+        self._batches: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Begin to bring outcomes back."""
@@ -79,9 +88,10 @@ class Relay:
 
     async def stop(self) -> None:
         """Stop. What is on the queue stays there."""
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._batches]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # -- there ----------------------------------------------------------------------------------------------------
 
@@ -96,35 +106,58 @@ class Relay:
 
     async def _dispatch(self, message: Message) -> RawValue:
         info = activity.info()
-        try:
-            await self._queue.send([message])
-        except PayloadTooLarge as error:
-            told = msgspec.structs.replace(describe(error), retryable=False)
-            raise failure_of(outcome_of(message, "failed", error=told)) from error
-        except (LayerUnreachable, Overloaded) as error:
-            raise ApplicationError(str(error), type=type(error).__name__) from error
-        out = Out(message.id, info.workflow_id or message.run, info.workflow_run_id or "", info.activity_id)
+        # Noted before it is sent: its outcome may be back before the call is.
+        out = Out(message.id, info.workflow_id or message.run, info.workflow_run_id or "", info.activity_id, time.monotonic())
         self._out[message.id] = out
+        try:
+            await self._sending.send(message)
+        except BaseException as error:
+            self._out.pop(message.id, None)
+            raise self._as_failure(message, error) from error
         activity.raise_complete_async()
+
+    @staticmethod
+    def _as_failure(message: Message, error: BaseException) -> BaseException:
+        if isinstance(error, PayloadTooLarge):
+            told = msgspec.structs.replace(describe(error), retryable=False)
+            return failure_of(outcome_of(message, "failed", error=told))
+        if isinstance(error, (LayerUnreachable, Overloaded)):
+            return ApplicationError(str(error), type=type(error).__name__)
+        return error
 
     # -- and back -------------------------------------------------------------------------------------------------
 
     async def _bring_back(self) -> None:
+        """Take outcomes from the queue. Each batch goes to the server in a task of its own, so that the next need not wait for it."""
         while True:
             try:
-                outcomes = await self._queue.outcomes(_BATCH, 5.0)
-                if outcomes:
-                    done = await asyncio.gather(*(self._complete(outcome) for outcome in outcomes))
-                    settled = [outcome for outcome, is_done in zip(outcomes, done, strict=True) if is_done]
-                    await self._queue.ack_outcomes(settled)
-                    if len(settled) < len(outcomes):
-                        await asyncio.sleep(_RETRY)
+                if outcomes := await self._queue.outcomes(_BATCH, 5.0):
+                    batch = asyncio.create_task(self._hand_in(outcomes))
+                    self._batches.add(batch)
+                    batch.add_done_callback(self._batches.discard)
+                while len(self._batches) >= _BATCHES:
+                    await asyncio.wait(self._batches, return_when=asyncio.FIRST_COMPLETED)
             except LayerUnreachable as error:
                 events.NO_OUTCOMES(error=error)
                 await asyncio.sleep(_RETRY)
             except Exception:
                 events.RELAY_FAILED(trace_of=True)
                 await asyncio.sleep(_RETRY)
+
+    async def _hand_in(self, outcomes: list[Outcome]) -> None:
+        """Complete the activities of a batch and acknowledge it. What fails here is taken from the queue again."""
+        try:
+            done = await asyncio.gather(*(self._complete(outcome) for outcome in outcomes))
+            settled = [outcome for outcome, is_done in zip(outcomes, done, strict=True) if is_done]
+            await self._queue.ack_outcomes(settled)
+            if len(settled) < len(outcomes):
+                await asyncio.sleep(_RETRY)
+        except LayerUnreachable as error:
+            events.NO_OUTCOMES(error=error)
+            await asyncio.sleep(_RETRY)
+        except Exception:
+            events.RELAY_FAILED(trace_of=True)
+            await asyncio.sleep(_RETRY)
 
     async def _complete(self, outcome: Outcome) -> bool:
         """Complete an activity with an outcome; returns False if the server must be asked again."""
@@ -160,7 +193,9 @@ class Relay:
                 events.UPKEEP_BROKE(trace_of=True)
 
     async def _look(self) -> None:
-        out = list(self._out.values())
+        # The dispatch itself was a sign of life, so what is younger than a turn needs none.
+        since = time.monotonic() - self._period
+        out = [out for out in self._out.values() if out.since <= since]
         for at in range(0, len(out), _BATCH):
             part = out[at : at + _BATCH]
             missing = await self._queue.missing([o.message for o in part])
@@ -186,7 +221,8 @@ class Relay:
                 pass  # Its run has ended meanwhile.
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND:
-                await self._let_go(out)
+                if out.message in self._out:  # Else it has come back on the way.
+                    await self._let_go(out)
             elif error.status not in UNREACHABLE:
                 events.TEMPORAL_REFUSES(what="heartbeat", message=out.message, error=error)
 

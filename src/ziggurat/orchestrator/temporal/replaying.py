@@ -34,7 +34,7 @@ async def replay(recording: Recording, registry: Registry, payloads: Payloads) -
         history_suggest=options.history_suggest,
         history_limit=10**9,
         show=lambda run, kind, data: None,
-        parked=parked.append,
+        parked=lambda run, why: parked.append(why),
     )
     runner = MachineRunner(surroundings)
     replayer = Replayer(

@@ -201,8 +201,3 @@ def with_moment(about: About, attributes: Any) -> About:
     if moment is None:
         return about
     return msgspec.structs.replace(about, tags={**about.tags, "scheduled_at": msgspec.json.decode(moment.data, type=str)})
-
-
-def task_queue(prefix: str, queue: str, region: str = "") -> str:
-    """Return the name of the Temporal task queue on which the tasks of one of our queues wait."""
-    return f"{prefix}-{queue}@{region}" if region else f"{prefix}-{queue}"

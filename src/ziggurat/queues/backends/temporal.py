@@ -2,12 +2,14 @@
 
 Temporal does the sending and the keeping; this is the workers' side of a `Queue`, so that a worker is the same program whatever it is
 fed by. A message is an activity, its delivery an attempt of Temporal's, its lease the heartbeat timeout, its outcome the activity's
-result or failure. Task queues are named after ours: "ziggurat-cpu" for the queue "cpu", "ziggurat-cpu@eu" for its region "eu".
+result or failure. Task queues are named after ours: "ziggurat-cpu" for the queue "cpu", "ziggurat-cpu@eu" for its region "eu", and
+"ziggurat", as that of the runs, for the queue "default".
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -23,11 +25,14 @@ from ziggurat.clock import Clock, SystemClock
 from ziggurat.errors import Conflict, QueueUnavailable
 from ziggurat.queues.interface import Capabilities, Queue, QueueOptions
 from ziggurat.queues.temporal_hand import Beat, Hand, Receipt
-from ziggurat.queues.temporal_link import LinkOptions, connect
+from ziggurat.queues.temporal_link import LinkOptions, connect, task_queue_of
 from ziggurat.records import DeadLetter, Delivery, Depth, Message, Outcome, Progress
 
 #: Longest time in seconds between two looks of a worker at its leases, and so until a cancellation reaches a task that is running.
 RENEWAL = 9.0
+#: Seconds for which a worker that has just been given work counts as one that wants more. It asks again at once, unless it is full or
+#: drains; then Temporal is to find another.
+APPETITE = 0.1
 
 
 class TemporalQueue(Queue):
@@ -64,6 +69,8 @@ class TemporalQueue(Queue):
         #: What this process serves, and what it was told may hold work, as (queue, region): Temporal cannot list its task queues.
         self._served: set[tuple[str, str]] = set()
         self._expected: Callable[[], Iterable[tuple[str, str]]] = tuple
+        #: Monotonic time until which somebody counts as one who asks for work.
+        self._asked_until = 0.0
         self._progress: deque[Progress] = deque(maxlen=10_000)
         self._progress_came = asyncio.Event()
 
@@ -82,6 +89,7 @@ class TemporalQueue(Queue):
 
     async def receive(self, queues: Sequence[str], limit: int, *, worker: str, wait: float, region: str = "") -> list[Delivery]:
         self._serve(queues, limit, region)
+        self._asked_until = time.monotonic() + wait
         if not self._buffer:
             self._arrived.clear()
             try:
@@ -89,6 +97,8 @@ class TemporalQueue(Queue):
                     await self._arrived.wait()
             except TimeoutError:
                 return []
+            finally:
+                self._asked_until = time.monotonic() + APPETITE
         received: list[Delivery] = []
         while self._buffer and len(received) < limit:
             delivery = self._buffer.popleft()
@@ -100,6 +110,13 @@ class TemporalQueue(Queue):
         return received
 
     def _serve(self, queues: Sequence[str], slots: int, region: str) -> None:
+        hand = self.reach()
+        places = dict.fromkeys(("", region))
+        self._served.update((queue, place) for queue in queues for place in places)
+        hand.serve([task_queue_of(self._link.task_queue, queue, place) for queue in queues for place in places], slots)
+
+    def reach(self) -> Hand:
+        """Return the thread that polls here, begun if need be. Raises QueueUnavailable. Call it on the loop that receives."""
         if self._client is None or self._loop is None:
             raise QueueUnavailable("The queue on Temporal is not open.")
         if self._hand is None:
@@ -112,9 +129,12 @@ class TemporalQueue(Queue):
                 _call_in(loop, self._take_cancel, id_)
 
             self._hand = Hand(self._client, self._lease, self.options.max_deliveries, offer, cancelled)
-        self._served.update((queue, of) for queue in queues for of in ("", region))
-        regions = dict.fromkeys(("", region))
-        self._hand.serve([_name(self._link.task_queue, queue, of) for queue in queues for of in regions], slots)
+        return self._hand
+
+    @property
+    def hungry(self) -> bool:
+        """Whether a worker here asks for work and finds none. Read from any thread."""
+        return not self._buffer and time.monotonic() < self._asked_until
 
     def _take(self, delivery: Delivery) -> None:
         self._buffer.append(delivery)
@@ -220,7 +240,7 @@ class TemporalQueue(Queue):
             raise QueueUnavailable("The queue on Temporal is not open.")
         request = DescribeTaskQueueRequest(
             namespace=self._link.namespace,
-            task_queue=TaskQueue(name=_name(self._link.task_queue, queue, region)),
+            task_queue=TaskQueue(name=task_queue_of(self._link.task_queue, queue, region)),
             task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
             report_stats=True,
         )
@@ -242,10 +262,6 @@ class TemporalQueue(Queue):
 
     async def discard(self, ids: Collection[str]) -> int:
         return 0
-
-
-def _name(prefix: str, queue: str, region: str) -> str:
-    return f"{prefix}-{queue}@{region}" if region else f"{prefix}-{queue}"
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, function: Any, *args: Any) -> None:
