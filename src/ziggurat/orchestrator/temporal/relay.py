@@ -61,8 +61,8 @@ class Out(Struct):
     run: str
     execution: str
     activity: str
-    #: Monotonic time of its dispatch.
-    since: float = 0.0
+    #: Monotonic time at which the queue had it; infinity while it is on the way there.
+    since: float = float("inf")
 
 
 class Relay:
@@ -107,13 +107,14 @@ class Relay:
     async def _dispatch(self, message: Message) -> RawValue:
         info = activity.info()
         # Noted before it is sent: its outcome may be back before the call is.
-        out = Out(message.id, info.workflow_id or message.run, info.workflow_run_id or "", info.activity_id, time.monotonic())
+        out = Out(message.id, info.workflow_id or message.run, info.workflow_run_id or "", info.activity_id)
         self._out[message.id] = out
         try:
             await self._sending.send(message)
         except BaseException as error:
             self._out.pop(message.id, None)
             raise self._as_failure(message, error) from error
+        out.since = time.monotonic()
         activity.raise_complete_async()
 
     @staticmethod
