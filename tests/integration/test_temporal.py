@@ -95,6 +95,34 @@ async def test_inputs_and_results_of_twenty_megabytes_just_work(server: Temporal
         assert len(bytes(recording.temporal or b"")) < 100_000
 
 
+@task(name="tmp.reply")
+async def reply(messages: list[str]) -> str:
+    return f"{len(messages)} " + "r" * 10_000
+
+
+@workflow(name="tmp.conversation")
+async def conversation(turns: int) -> int:
+    """Hand on all that was said, at each turn."""
+    messages: list[str] = []
+    for turn in range(turns):
+        messages.append(f"{turn} " + "q" * 10_000)
+        messages.append(await reply(messages))
+    return sum(len(message) for message in messages)
+
+
+@pytest.mark.parametrize("queue", ["", '[queue]\nbackend = "memory"'], ids=["temporal", "memory"])
+async def test_a_long_conversation_is_kept_about_once(server: TemporalServer, tmp_path: Path, queue: str) -> None:
+    async with system(tmp_path, settings_text(server, queue)) as orchestrator:
+        found = await run_to_end(orchestrator, conversation, 60)
+        assert found.status == "completed", (found.reason, found.error)
+        said = msgspec.json.decode(found.result or b"null", type=int)
+        assert said > 1_200_000
+        # At each turn all of it is handed on: thirty times what was said, in all.
+        inputs = [len(data) for data in _payloads(msgspec.json.decode((await orchestrator.record(found.id)).temporal or b"null"))]
+        assert sum(inputs) < 2.5 * said
+        assert sum(f.stat().st_size for f in (tmp_path / ".ziggurat" / "artifacts").rglob("*") if f.is_file()) < 3.5 * said
+
+
 @workflow(name="tmp.secretive")
 async def secretive(text: str) -> str:
     """Hand a secret to a task, a child run and a signal's taker, and keep it as state."""

@@ -68,6 +68,20 @@ async def rounds(text: str, left: int) -> str:
     return grown
 
 
+@task
+async def reply(messages: list[str]) -> str:
+    return f"{len(messages)} " + "r" * 10_000
+
+
+@workflow
+async def conversation(turns: int) -> int:
+    messages: list[str] = []
+    for turn in range(turns):
+        messages.append(f"{turn} " + "q" * 10_000)
+        messages.append(await reply(messages))
+    return len(messages)
+
+
 class Place:
     """One state file with its store: opened, closed and opened again."""
 
@@ -170,6 +184,17 @@ async def test_large_payloads_pass_every_door_of_a_run(place: Place, evict: bool
             assert len(event.result or b"") < 500, event
     async with place.open() as s:
         assert await s.result(run) == text * 2
+
+
+async def test_a_long_conversation_is_stored_about_once_and_goes_with_its_run(place: Place) -> None:
+    async with place.open(evict_always=True) as s:
+        run = await s.start(conversation, 40)
+        assert await s.result(run) == 80
+        # All of it is handed on at each of forty turns, which is twenty times what was said.
+        said = 80 * 10_000
+        assert sum(found.size for found in place.store.list()) < 4.5 * said
+        assert await s.orchestrator.purge(RunFilter()) == 1
+        assert not place.stored()
 
 
 async def test_with_a_key_nothing_of_a_payload_is_on_the_disk(tmp_path: Path) -> None:
