@@ -7,26 +7,34 @@ from typing import Any
 
 from benchmarks.harness import median
 
+_KINDS = {"runs": "One task after the other", "fan-out": "Many tasks at a time"}
+_HEAD = ["", "tasks/s", "time of a task, plain SDK = 1", "CPU of the worker process, ms a task", "CPU of the server, ms a task"]
+
 
 def render(data: dict[str, Any], machine: str, table: Callable[[list[str], list[list[str]]], str]) -> str:
-    """Return tasks per second of each side, and what a task costs beside the plain SDK."""
-    sides = data["sides"]
-    base = {kind: median(rows, "ms_per_task") for kind, rows in sides.get("plain SDK", {}).items()}
+    """Return what each side does in a second, and what a task costs it beside the plain SDK."""
+    parts = [machine, ""]
+    for kind, title in _KINDS.items():
+        sizes = data["sizes"].get(kind, {})
+        count, tasks = sizes.get("runs", 0), sizes.get("tasks", 0)
+        amount = f"{count} runs of {tasks} tasks" if count > 1 else f"one run of {tasks} tasks"
+        parts += [f"{title}, {amount}:", "", table(_HEAD, _rows(data["sides"], kind)), ""]
+    return "\n".join(parts)
+
+
+def _rows(sides: dict[str, Any], kind: str) -> list[list[str]]:
+    plain = median(sides.get("plain SDK", {}).get(kind, []), "ms_per_task")
     rows = []
     for side, kinds in sides.items():
-        cells = [side]
-        for kind in ("runs", "fan-out"):
-            found = kinds.get(kind, [])
-            rate, cost = median(found, "tasks_per_second"), median(found, "ms_per_task")
-            plain = base.get(kind)
-            cells.append("-" if rate is None else f"{rate:,.0f}")
-            cells.append("-" if cost is None or not plain else f"{cost / plain:.2f}")
-        rows.append(cells)
-    head = [
-        "",
-        "40 runs of 10 tasks, tasks/s",
-        "cost of a task, plain SDK = 1",
-        "400 tasks at a time, tasks/s",
-        "cost, plain SDK = 1",
-    ]
-    return "\n".join([machine, "", table(head, rows), ""])
+        found = kinds.get(kind, [])
+        rate, cost = median(found, "tasks_per_second"), median(found, "ms_per_task")
+        ratio = cost / plain if cost is not None and plain else None
+        own, served = median(found, "own_cpu_ms"), median(found, "server_cpu_ms")
+        rows.append(
+            [f"**{side}**" if side == "Ziggurat" else side, _cell(rate, 0), _cell(ratio, 2), _cell(own, 2), _cell(served, 2)]
+        )
+    return rows
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
