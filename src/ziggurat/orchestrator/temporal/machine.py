@@ -485,7 +485,8 @@ class Machine:
             raise Parked(limit_text(program.length, self._around.history_limit))
         if self._held.status == "parked" and self._held != self._told.held:
             self._seq += 1  # The event run_parked, which a reader finds in the memo's change.
-            self._around.parked(self._id, self._held.reason)
+            if not program.replaying:
+                self._around.parked(self._id, self._held.reason)
         self._commands.extend(self._told.changes(self._held, program.state, self.run.usage.cost_usd))
         if self._given_up and finished is None:
             finished = Finished("cancelled")
