@@ -92,12 +92,18 @@ async def connect(options: LinkOptions, codec: PayloadCodec | None = None) -> Cl
         ) from error
 
 
+#: How a connection fails that was made and not understood.
+_STRANGE = ("timeout expired", "http2 error", "h2 protocol error", "transport error", "operation was canceled")
+
+
 def _stranger(error: Exception, options: LinkOptions) -> str:
-    """Return what an error means that comes of an answer which is none of Temporal's: a connection was made, and not understood."""
-    if not any(sign in str(error) for sign in ("timeout expired", "http2 error", "h2 protocol error", "frame with invalid size")):
+    """Return what an error means that comes of a connection which was made, and not understood or not wanted."""
+    if "code: Unauthenticated" in str(error) or "code: PermissionDenied" in str(error):
+        return ": it takes another api_key" if options.api_key else ": it wants an api_key, or a client's certificate"
+    if not any(sign in _short(error) for sign in _STRANGE):
         return ""
     if _tls(options):
-        return ": what answers there is no Temporal server, or takes plain connections only"
+        return ": what answers there is no Temporal server, takes plain connections only, or wants a client's certificate"
     return ": what answers there is no Temporal server, or wants TLS, which [orchestrator.temporal] tls turns on"
 
 
@@ -134,9 +140,24 @@ def _read(path: Path | None) -> bytes | None:
         raise SettingsError(f"The file {path}, which [orchestrator.temporal] names, cannot be read: {error.strerror}.") from error
 
 
+#: What the TLS library calls a certificate that it refuses, and what it means.
+_REFUSED = {
+    "UnknownIssuer": "an authority that is not trusted here has signed it; name its certificate in server_ca",
+    "NotValidForName": "it bears another name; name that in server_name",
+    "Expired": "it has expired",
+    "NotValidYet": "it is not valid yet",
+}
+
+
 def _short(error: Exception) -> str:
+    refused = re.search(r"InvalidCertificate\((\w+)", str(error))
+    if refused is not None:
+        why = next((text for sign, text in _REFUSED.items() if refused[1].startswith(sign)), refused[1])
+        return f"its certificate is refused: {why}"
+    if "CertificateRequired" in str(error):
+        return "it asks for a certificate; name one in client_certificate and client_key"
     told = re.search(r'message: "([^"]+)"', str(error))
     if told is not None:
-        return told[1][:1].lower() + told[1][1:]
+        return (told[1][:1].lower() + told[1][1:]).rstrip(".")
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return text.rstrip(".")[:300]
