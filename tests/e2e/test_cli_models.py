@@ -94,6 +94,7 @@ async def test_the_list_says_what_a_route_costs_where_it_is_and_how_its_replicas
             quality = {{ qwen = 4 }}
             [inference.models.fast]
             routes = ["pool:qwen", "gmi:deepseek-ai/DeepSeek-V4-Pro", "gmi:openai/gpt-5.4-mini"]
+            regions = ["eu"]
             """,
         )
         listed = await asyncio.to_thread(lambda: project.ok("models", "--json").json)
@@ -104,6 +105,8 @@ async def test_the_list_says_what_a_route_costs_where_it_is_and_how_its_replicas
         ]  # fmt: skip
         assert (deepseek["input_usd_per_million"], deepseek["output_usd_per_million"]) == (1.39, 1.39)
         assert (mini["input_usd_per_million"], mini["output_usd_per_million"]) == (0.40, 2.50)
+        refused = await asyncio.to_thread(lambda: project.run("models", "set", "fast=gmi:a/b"))
+        assert refused.code == 2 and "must stay in 'eu'" in refused.err
         shown = await asyncio.to_thread(lambda: project.ok("models", COLUMNS="240"))
         for said in ("2 replicas, 1 well", f"well    {well.base_url} (7 running, 2 waiting)", "$5.20/h", "$0.40/$2.50 per M"):
             assert said in shown.out

@@ -350,7 +350,8 @@ async def test_keys_say_who_may_call_what_and_are_not_in_any_answer(tmp_path: Pa
         none, _, _ = await w.post("/chat/completions", body)
         other, denied, _ = await w.post("/chat/completions", {**body, "model": "s"}, **bearer(key))
         async with w.http.get(w.url + "/models", headers=bearer(key)) as response:
-            listed = [entry["id"] for entry in (await response.json())["data"]]
+            data = (await response.json())["data"]
+        listed = [entry["id"] for entry in data]
         direct, missing, _ = await w.post("/chat/completions", {**body, "model": "up:mock"}, **bearer(any_alias))
     assert (right, wrong, none, other, direct) == (200, 401, 401, 403, 404)
     assert missing["error"]["code"] == "model_not_found"
@@ -358,6 +359,8 @@ async def test_keys_say_who_may_call_what_and_are_not_in_any_answer(tmp_path: Pa
     assert key not in str(told)
     assert denied["error"]["code"] == "model_not_allowed"
     assert listed == ["m"]
+    (served,) = data[0]["ziggurat"]
+    assert (served["route"], served["health"], served["replicas"]) == ("up:mock", "well", 1) and "http" not in str(data)
     (row,) = w.bill("key", "tenant")
     assert row.group == ("alice", "acme")
     assert key.encode() not in (tmp_path / "gateway.db").read_bytes()

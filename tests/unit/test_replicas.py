@@ -318,6 +318,13 @@ async def test_errors_of_the_caller_say_nothing_against_a_replica() -> None:
         ('base_url = "http://a/v1"', "hedge_budget = 2.0", "hedge_budget"),
         ('base_url = "http://a/v1"', "quality = 0", "quality"),
         ('base_url = "http://a/v1"', 'policy = "best"', "policy"),
+        (
+            'base_url = "http://a/v1"\nregion = "us"',
+            'regions = ["eu", "ch"]',
+            "must stay in 'eu' or 'ch', and none of its routes is there",
+        ),
+        ('base_url = "http://a/v1"', 'regions = ["eu"]', "none of its routes is there"),
+        ('base_url = "http://a/v1"\nquality = { "*" = 2 }', "quality = 3", "none of its routes is rated so"),
     ],
 )
 def test_settings_that_contradict_themselves_are_refused(tmp_path: Path, endpoint: str, model: str, said: str) -> None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, ValidationError
 
 from ziggurat.errors import SettingsError
+from ziggurat.settings.demands import unserved
 from ziggurat.settings.inference import (
     BUILT_IN_ALIASES,
     BUILT_IN_ENDPOINTS,
@@ -217,6 +218,8 @@ def _check_together(settings: Settings, name: str) -> None:
                     f"{name}: inference.models.{alias}.routes names the endpoint {endpoint!r}, which is not defined; "
                     f"add [inference.endpoints.{endpoint}] with its base_url.{hint}"
                 )
+        if said := unserved(alias, model, model.routes, endpoints):
+            raise SettingsError(f"{name}: {said}")
     for endpoint, where in endpoints.items():
         _check_place(f"{name}: inference.endpoints.{endpoint}", where)
     queue = settings.queue

@@ -14,7 +14,9 @@ from ziggurat.assembly import build_switches
 from ziggurat.doors.api import shapes
 from ziggurat.doors.api.gate import Guarded, guarded
 from ziggurat.doors.api.hub import Hub, caller_of, hub_of
+from ziggurat.errors import InvalidData
 from ziggurat.inference.switches import Book, Switch, check_routes, check_switch
+from ziggurat.settings.demands import unserved
 
 router = APIRouter(prefix="/models", route_class=Guarded, tags=["system"])
 
@@ -63,6 +65,9 @@ async def switch_model(request: Request, alias: Alias, order: SwitchOrder) -> Sw
     hub = hub_of(request)
     switch = check_switch(Switch(routes=list(order.routes), weights=list(order.weights), shadow=order.shadow or ""))
     check_routes([*switch.routes, *([switch.shadow] if switch.shadow else [])], hub.settings.inference.endpoints)
+    wanted = hub.settings.inference
+    if said := unserved(alias, wanted.models.get(alias), switch.routes, wanted.endpoints):
+        raise InvalidData(said)
     at, by = hub.clock.time(), caller_of(request).name
     return await _list(hub, alias, lambda book: book.switched(alias, switch, at=at, by=by))
 

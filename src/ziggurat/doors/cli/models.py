@@ -102,6 +102,7 @@ def set_model(
     """Point an alias elsewhere, now: workers and gateways follow within seconds, without a restart."""
     from ziggurat.inference.switches import check_routes, parse_switch
     from ziggurat.settings import load_settings
+    from ziggurat.settings.demands import unserved
 
     settings = load_settings(config)
     alias, equals, routes = what.partition("=")
@@ -109,6 +110,8 @@ def set_model(
         raise InvalidData(f"{what!r} cannot be read; write ALIAS=ROUTE, such as fast=gmi:deepseek-ai/DeepSeek-V4-Pro.")
     switch = parse_switch(routes, shadow)
     check_routes([*switch.routes, *([shadow] if shadow else [])], settings.inference.endpoints)
+    if said := unserved(alias, settings.inference.models.get(alias), switch.routes, settings.inference.endpoints):
+        raise InvalidData(said)
     book = _change(settings, lambda book: book.switched(alias, switch, at=time.time(), by=_somebody()))
     _tell(alias, book, as_json)
 

@@ -55,7 +55,7 @@ function one(model, repoint, back) {
         h("td", route.has_key ? pill(HEALTH[route.breaker] || route.breaker) : [pill("failed"), h("div.bad.small", "its key is not set")], route.cooling > 0 && h("div.small.soft", `left alone for ${span(route.cooling)} after a 429`)),
         h("td.num", count(route.in_flight)), h("td.num", count(route.waiting)),
         h("td", Object.entries(route.limits).filter(([name]) => name !== "burst").map(([name, n]) => h("div.small", `${count(n)} ${name.replaceAll("_", " ")}`))),
-        h("td.nowrap", route.input_usd_per_million === null ? h("span.soft", "unknown") : `${money(route.input_usd_per_million)} in, ${money(route.output_usd_per_million)} out`, route.usd_per_hour > 0 && h("div.small", `${money(route.usd_per_hour)} an hour`)))))));
+        h("td.nowrap", route.input_usd_per_million === null ? h("span.soft", "unknown") : `${money(route.input_usd_per_million)} in, ${money(route.output_usd_per_million)} out`, route.usd_per_hour > 0 && h("div.small", `${money(route.usd_per_hour)} an hour`))))))));
 }
 
 /** A replica: how it is, where, and what its server says it does. */
