@@ -6,6 +6,8 @@ import { ask, count, empty, field, fill, h, local, money, pill, span } from "./d
 // How a breaker stands, in a word.
 const HEALTH = { closed: "well", open: "broken", "half-open": "tried" };
 
+const LIMITS = { tokens_per_minute: "tokens a minute", requests_per_minute: "requests a minute", concurrency: "calls at a time" };
+
 export function modelsPage({ main, me, every, act }) {
   const list = h("div"), limits = limitsPanel();
   fill(main, h("div.head", h("div", h("h1", "Models"), h("p.lede", "Aliases that programs name, and their routes in the order in which they are tried."))), list, limits.element);
@@ -49,12 +51,12 @@ function standing(model, repoint, back) {
 
 function one(model, repoint, back) {
   return h("section.panel.flush", { "aria-label": model.alias }, standing(model, repoint, back),
-    h("div.scroll", { tabindex: "0", role: "region", "aria-label": `Routes of ${model.alias}` }, h("table.stack", h("thead", h("tr", ["Route", "Health"].map((name) => h("th", name)), ["In flight", "Waiting"].map((name) => h("th.num", name)), ["Limits", "Per million tokens"].map((name) => h("th", name)))),
+    h("div.scroll", { tabindex: "0", role: "region", "aria-label": `Routes of ${model.alias}` }, h("table.stack.routes", h("thead", h("tr", ["Route", "Health"].map((name) => h("th", name)), ["In flight", "Waiting"].map((name) => h("th.num", name)), ["Limits", "Per million tokens"].map((name) => h("th", name)))),
       h("tbody", model.routes.map((route, index) => h("tr",
-        h("td.wide", h("b.break", `${route.endpoint}:${route.upstream}`), model.weights.length > 0 && h("span.tag", `${Math.round(model.weights[index] * 1000) / 10}% of calls`), !route.replicas.length && h("div.soft.small.break", route.base_url), route.replicas.map(replica), about(route)),
+        h("td.wide", h("b.break", `${route.endpoint}:${route.upstream}`), model.weights.length > 0 && h("span.tag.share", `${Math.round(model.weights[index] * 1000) / 10}% of calls`), !route.replicas.length && h("div.soft.small.break", route.base_url), route.replicas.map(replica), about(route)),
         h("td", route.has_key ? pill(HEALTH[route.breaker] || route.breaker) : [pill("failed"), h("div.bad.small", "its key is not set")], route.cooling > 0 && h("div.small.soft", `left alone for ${span(route.cooling)} after a 429`)),
         h("td.num", count(route.in_flight)), h("td.num", count(route.waiting)),
-        h("td", Object.entries(route.limits).filter(([name]) => name !== "burst").map(([name, n]) => h("div.small", `${count(n)} ${name.replaceAll("_", " ")}`))),
+        h("td", Object.keys(LIMITS).some((name) => route.limits[name]) && h("div", Object.entries(LIMITS).filter(([name]) => route.limits[name]).map(([name, words]) => h("div.small", `${count(route.limits[name])} ${words}`)))),
         h("td.nowrap", route.input_usd_per_million === null ? h("span.soft", "unknown") : `${money(route.input_usd_per_million)} in, ${money(route.output_usd_per_million)} out`, route.usd_per_hour > 0 && h("div.small", `${money(route.usd_per_hour)} an hour`))))))));
 }
 
