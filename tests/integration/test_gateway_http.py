@@ -507,3 +507,18 @@ async def test_a_key_spends_its_budget_and_no_more(tmp_path: Path) -> None:
     assert again == [429, 200, 429]
     assert {row.group[0]: row.cost_usd for row in w.bill("key")} == pytest.approx({"daily": 2.0, "whole": 2.0})
     assert upstream.requests == 4
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/responses"])
+async def test_headers_demand_a_region_and_a_quality(tmp_path: Path, path: str) -> None:
+    body: dict[str, Any] = {"model": "m"}
+    body |= {"/completions": {"prompt": "hi"}, "/responses": {"input": "hi"}}.get(path, {"messages": HELLO})
+    async with world(tmp_path, endpoint={"region": "eu", "quality": {"*": 3}}) as w:
+        fits, _, _ = await w.post(path, body, **{"X-Ziggurat-Region": "eu", "X-Ziggurat-Quality": "3"})
+        elsewhere, told, _ = await w.post(path, body, **{"X-Ziggurat-Region": "us"})
+        better, short, _ = await w.post(path, body, **{"X-Ziggurat-Quality": "4"})
+        nonsense, refused, _ = await w.post(path, body, **{"X-Ziggurat-Quality": "high"})
+        requests = w.upstream.requests
+    assert (fits, elsewhere, better, nonsense, requests) == (200, 400, 400, 400, 1)
+    assert "the call must stay in 'us'" in str(told) and "4 is asked for" in str(short)
+    assert "whole number from 1 to 5" in str(refused)

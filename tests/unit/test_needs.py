@@ -177,7 +177,7 @@ async def test_routes_below_the_quality_that_is_asked_for_are_not_asked() -> Non
     assert (await models.complete(user())).endpoint == "middle"
     assert (await models.complete(user(quality=4))).endpoint == "high"
     assert (await models.complete(user(quality=1))).endpoint == "middle", "a call does not widen what the alias allows"
-    with pytest.raises(RequestRejected, match="nobody said of what quality it is, and 3 is asked for"):
+    with pytest.raises(RequestRejected, match="no quality is set for it at its endpoint, and 3 is asked for"):
         await router(unknown).complete(user(quality=3))
 
 

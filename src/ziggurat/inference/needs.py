@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from ziggurat.inference.interface import Capabilities, ModelConfig
-from ziggurat.inference.ledger import Attribution
+from ziggurat.inference.ledger import current_attribution
 from ziggurat.inference.parts import kinds_in
 from ziggurat.inference.tokens import raw_tokens
 from ziggurat.records import Prompt
@@ -39,7 +39,7 @@ class Needs(Struct, frozen=True, kw_only=True):
 NOTHING = Needs()
 
 
-def needs_of(prompt: Prompt, config: ModelConfig | None, by: Attribution, residency: Residency) -> Needs:
+def needs_of(prompt: Prompt, config: ModelConfig | None, residency: Residency) -> Needs:
     """Return what a call needs by all who have a say in it."""
     quality = max(prompt.quality, config.quality if config is not None else 0)
     demands: list[tuple[str, Sequence[str]]] = []
@@ -47,10 +47,12 @@ def needs_of(prompt: Prompt, config: ModelConfig | None, by: Attribution, reside
         demands.append(("the call", (prompt.region,)))
     if config is not None and config.regions:
         demands.append((f"the model {prompt.model!r}", config.regions))
-    if residency.workflows and (regions := residency.workflows.get(by.workflow)):
-        demands.append((f"the workflow {by.workflow!r}", regions))
-    if residency.tenants and (regions := residency.tenants.get(by.namespace, residency.tenants.get("*", ()))):
-        demands.append((f"the tenant {by.namespace!r}", regions))
+    if residency.workflows or residency.tenants:
+        by = current_attribution()
+        if regions := residency.workflows.get(by.workflow):
+            demands.append((f"the workflow {by.workflow!r}", regions))
+        if regions := residency.tenants.get(by.namespace, residency.tenants.get("*", ())):
+            demands.append((f"the tenant {by.namespace!r}", regions))
     if not demands and not quality:
         return NOTHING
     return Needs(regions=tuple((who, tuple(regions)) for who, regions in demands), quality=quality)
@@ -60,10 +62,10 @@ def unmet(needs: Needs, region: str, quality: int) -> str:
     """Return which need a route does not satisfy, or "" if it satisfies all."""
     for who, regions in needs.regions:
         if region not in regions:
-            where = f"it is in the region {region!r}" if region else "nobody said in which region it is"
+            where = f"it is in the region {region!r}" if region else "no region is set for its endpoint"
             return f"{where}, and {who} must stay in {' or '.join(map(repr, regions))}"
     if quality < needs.quality:
-        how = f"its quality is {quality}" if quality else "nobody said of what quality it is"
+        how = f"its quality is {quality}" if quality else "no quality is set for it at its endpoint"
         return f"{how}, and {needs.quality} is asked for"
     return ""
 

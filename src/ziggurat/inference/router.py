@@ -35,7 +35,6 @@ from ziggurat.inference.calls import Call
 from ziggurat.inference.hedging import Hedges
 from ziggurat.inference.identity import new_id
 from ziggurat.inference.interface import Endpoint, Limits, ModelConfig
-from ziggurat.inference.ledger import current_attribution
 from ziggurat.inference.limits.budgets import Baseline, BudgetOptions, Budgets, PastSoft
 from ziggurat.inference.limits.interface import Load
 from ziggurat.inference.limits.keeper import Keeper
@@ -286,7 +285,7 @@ class Router(ModelCaller):
 
     def _call(self, prompt: Prompt, told: telling.Told | None) -> Call:
         routes, config = self._table.pick(prompt.model)
-        needs = needs_of(prompt, config, current_attribution(), self.residency)
+        needs = needs_of(prompt, config, self.residency)
         call = Call(prompt, routes, self.options, self.clock, self._rng, self.pause, told, config, needs)
         call.downgraded = self.budgets.options.downgrade in ("", prompt.model)
         return call

@@ -20,6 +20,7 @@ async def chat(x: Exchange, models: Router) -> web.StreamResponse:
     """Answer a chat completion, whole or as a stream."""
     asked, prompt = chat_prompt(await x.body())
     x.admit(prompt.model)
+    prompt = x.demanding(prompt)
     if not asked.stream:
         completion = await models.complete(prompt)
         return x.served(answers.chat_body(completion, x.id, x.created, prompt.model), completion.call)

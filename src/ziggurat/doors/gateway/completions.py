@@ -67,6 +67,7 @@ async def completions(x: Exchange, models: Router) -> web.StreamResponse:
         seed=asked.seed,
         extra=extra_of(data, _KNOWN),
     )
+    prompt = x.demanding(prompt)
     prompts = [replace(prompt, messages=[ChatMessage(role="user", content=text)]) for text in texts]
     if asked.stream:
         if len(prompts) > 1:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from ziggurat.doors.gateway.refusals import Refusal
 from ziggurat.inference.ledger import NOBODY, Attribution
 from ziggurat.inference.limits.caller import ANYONE
-from ziggurat.records import CallRecord
+from ziggurat.records import CallRecord, Prompt
 
 if TYPE_CHECKING:
     from ziggurat.doors.gateway.callers import Caller
@@ -98,6 +99,17 @@ class Exchange:
                 known = ", ".join(sorted(self.aliases()))
                 text = f"There is no model {model!r} for keys; the aliases are: {known}."
                 raise Refusal(404, text, code="model_not_found", param="model", again=False)
+
+    def demanding(self, prompt: Prompt) -> Prompt:
+        """Return a prompt with the region and the quality that the request's headers demand. Raises Refusal."""
+        headers = self.request.headers
+        if "X-Ziggurat-Region" not in headers and "X-Ziggurat-Quality" not in headers:
+            return prompt
+        quality = headers.get("X-Ziggurat-Quality", "0")
+        if quality not in ("0", "1", "2", "3", "4", "5"):
+            text = f"The header X-Ziggurat-Quality is {quality[:20]!r}, and must be a whole number from 1 to 5."
+            raise Refusal(400, text, param="X-Ziggurat-Quality")
+        return replace(prompt, region=self._named("X-Ziggurat-Region"), quality=int(quality))
 
     def _named(self, header: str) -> str:
         value = self.request.headers.get(header, "")

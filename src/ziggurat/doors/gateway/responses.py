@@ -23,6 +23,7 @@ async def responses(x: Exchange, models: Router) -> web.StreamResponse:
     """Answer a response request, whole or as a stream."""
     asked, prompt = responses_prompt(await x.body())
     x.admit(prompt.model)
+    prompt = x.demanding(prompt)
     head = _Head(x, asked)
     if asked.stream:
         writer = ResponseStream(head)
