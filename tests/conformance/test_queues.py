@@ -80,7 +80,7 @@ class TestRedisQueue(QueueSuite):
     """Over each server there is. The server's clock is the queue's, so time really passes."""
 
     exact_time = False
-    lease, ageing, late, patience, glance = 0.5, 0.5, 0.3, 10.0, 0.1
+    lease, ageing, late, glance = 1.2, 0.5, 0.4, 0.1
     many = 20_000
     examples = 40
 

@@ -41,12 +41,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]
 class TestTemporal(OrchestratorSuite):
     """Tasks on Temporal's own task queues."""
 
-    patience = 40.0
+    patience = 90.0
     glance = 0.3
     programs = 2
     many = 20
     deadline = 3.0
-    moment = 3.0
+    moment = 6.0
     native = True
     options = TemporalOptions(lease=4.0, relay=0.3, sticky=1.0, eager=16)
 

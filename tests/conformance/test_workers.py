@@ -70,7 +70,7 @@ class TestWorkerOverRedis(WorkerSuite):
     """Over each server there is; time really passes, and leases are renewed from the thread."""
 
     exact_time = False
-    lease, late, patience, glance = 0.5, 0.3, 10.0, 0.1
+    lease, late, glance = 1.5, 0.4, 0.1
 
     @pytest.fixture(autouse=True)
     def _server(self, redis_server: RedisServer) -> None:

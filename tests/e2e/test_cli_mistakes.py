@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import HUNG, Finished, Project
+from tests.ports import free_port
 
 PROGRAM = """
     import os
@@ -265,7 +266,7 @@ def is_held(path: Path) -> bool:
 def test_a_state_file_that_another_process_holds_is_named_with_the_process(shop: Project) -> None:
     # A process that holds the lock and never listens, as one that was stopped while it started.
     shop.ok("run", "shop:greet", "-i", '{"name": "x"}')
-    holder = subprocess.Popen(["flock", ".ziggurat/state.db.lock", "sleep", "100"], cwd=shop.folder, start_new_session=True)
+    holder = subprocess.Popen(["flock", ".ziggurat/state.db.lock", "sleep", "600"], cwd=shop.folder, start_new_session=True)
     try:
         shop.until(lambda: is_held(shop.folder / ".ziggurat" / "state.db.lock"), "the lock is held")
         shop.ok("run", "shop:greet", "-i", '{"name": "x"}', ZIGGURAT_ORCHESTRATOR__PATH="elsewhere.db")
@@ -289,7 +290,7 @@ def test_a_full_disk_is_said_and_loses_nothing(shop: Project, size: int, limit: 
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=HUNG,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     refused(Finished(full.returncode, full.stdout, full.stderr), 3, what, "nothing that was recorded is lost")
@@ -330,14 +331,14 @@ def upstream(status: int, body: str, headers: dict[str, str] | None = None) -> I
         thread.join()
 
 
-def use(shop: Project, base_url: str) -> None:
+def use(shop: Project, base_url: str, total: float = 60.0) -> None:
     shop.write(
         "ziggurat.toml",
         f"""
         [inference.endpoints.house]
         base_url = "{base_url}"
         api_key = "env:HOUSE_KEY"
-        timeouts = {{ total = "3s", first_token = "2s" }}
+        timeouts = {{ total = "{total}s", first_token = "{total}s" }}
         [inference.models.default]
         routes = ["house:big"]
         """,
@@ -364,9 +365,7 @@ def test_an_endpoint_that_refuses_is_named_with_the_reason(shop: Project, status
 
 
 def test_an_endpoint_that_is_down_is_unreachable(shop: Project) -> None:
-    with upstream(200, "{}") as base_url:
-        pass
-    use(shop, base_url)
+    use(shop, f"http://127.0.0.1:{free_port()}/v1", total=3.0)
     checked = shop.run("models", "check", HOUSE_KEY="k")
     assert checked.code == 3
     assert "house" in checked.err
@@ -378,7 +377,7 @@ def test_an_endpoint_that_is_down_is_unreachable(shop: Project) -> None:
 
 def test_429_for_ever_ends_with_the_callers_patience(shop: Project) -> None:
     with upstream(429, '{"error": {"message": "slow down"}}', {"Retry-After": "1"}) as base_url:
-        use(shop, base_url)
+        use(shop, base_url, total=3.0)
         checked = shop.run("models", "check", "--json", HOUSE_KEY="k")
         assert checked.code == 3
         assert "house" in checked.json[0]["error"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Project
+from tests.e2e.conftest import HUNG, Project
 
 
 def test_init_makes_a_project_that_works_at_once(project: Project) -> None:
@@ -30,7 +30,7 @@ def test_init_makes_a_project_that_works_at_once(project: Project) -> None:
         env={**inside.environ, "PYTHONPATH": str(inside.folder)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HUNG,
         check=False,
     )
     assert "2 passed" in tested.stdout, tested.stdout + tested.stderr
@@ -60,7 +60,7 @@ def test_help_and_version(project: Project) -> None:
         text=True,
         cwd=project.folder,
         check=True,
-        timeout=60,
+        timeout=HUNG,
     )
     assert module.stdout == project.ok("--version").out
 
@@ -68,7 +68,7 @@ def test_help_and_version(project: Project) -> None:
 def test_help_imports_no_heavy_module(project: Project) -> None:
     # The time itself is a benchmark's business; what costs the time is named here.
     code = "import sys; from ziggurat.doors.cli import run_command; run_command(['--help']); print(sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HUNG)
     loaded = set(done.stdout.splitlines()[-1].strip("[]").replace("'", "").split(", "))
     heavy = {"aiohttp", "ziggurat.client", "ziggurat.assembly", "ziggurat.orchestrator.embedded.engine", "sqlite3", "rich.live"}
     assert not loaded & heavy
@@ -199,7 +199,7 @@ def test_workers_of_their_own_take_tasks_from_a_shared_queue(flows: Project) -> 
     assert working.stdout is not None
     described = json.loads(working.stdout.readline())
     assert described["pid"] == working.pid
-    with urllib.request.urlopen(f"http://127.0.0.1:{described['health_port']}/readyz", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{described['health_port']}/readyz", timeout=HUNG) as answer:
         assert answer.status == 200
     assert flows.ok("run", "flow", "-i", '{"n": 1}').out == f"{working.pid}\n"
     assert flows.end(working, signal.SIGTERM).code == 0

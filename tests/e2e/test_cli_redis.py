@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from tests.conformance.redis_servers import REDIS_8, RedisServer, opened_queue, running
 from tests.conftest import missing_service
-from tests.e2e.conftest import Finished, Project
+from tests.e2e.conftest import HUNG, Finished, Project
 from tests.ports import free_port
 from ziggurat.records import Lane, Message
 
@@ -71,7 +71,7 @@ def configure(project: Project, url: str, name: str = "ziggurat.toml", modules: 
         [queue]
         backend = "redis"
         url = "{url}"
-        lease = "2s"
+        lease = "4s"
         max_deliveries = 2
         """,
     )
@@ -179,7 +179,7 @@ def test_a_server_that_dies_and_comes_back_empty(site: Project, server: RedisSer
     assert result_of(site, "quadruple", "after") == 28
     for process in (working, serving):
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(HUNG) == 0
     assert "Traceback" not in said(site, "serve") + said(site, "worker")
     assert "can use its queue again" in said(site, "worker")
 
@@ -196,7 +196,7 @@ def test_a_server_without_memory(site: Project, server: RedisServer) -> None:
     assert result_of(site, "quadruple", "later") == 32
     for process in (working, serving):
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(HUNG) == 0
     assert "Traceback" not in said(site, "serve") + said(site, "worker")
 
 
@@ -222,7 +222,7 @@ def test_a_task_that_no_worker_knows(site: Project, server: RedisServer) -> None
     site.ok("start", "sextuple", "-i", '{"n": 2}', "--id", "left", "--config", str(new))
     site.until(lambda: "The message left~" in said(site, "worker"), "the worker hands it back")
     working.terminate()
-    assert working.wait(60) == 0
+    assert working.wait(HUNG) == 0
     knowing = site.begin("worker", "--config", str(new))
     assert "1 run taken up" in site.ok("deadletters", "redrive", "--all", "--config", str(new)).out
     assert [result_of(site, "sextuple", name, "--config", str(new)) for name in ("lonely", "left")] == [6, 12]

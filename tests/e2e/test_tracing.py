@@ -88,7 +88,7 @@ SETTINGS = """
     [queue]
     backend = "redis"
     url = "{redis}"
-    lease = "3s"
+    lease = "8s"
     [telemetry]
     endpoint = "{collector}"
     headers = {{ "x-team" = "agents", "x-api-key" = "env:TRACE_KEY" }}

@@ -31,7 +31,7 @@ async def main(base_url: str, redis_url: str, per_minute: int, burst: float, sec
         while (left := ends - time.monotonic()) > 0:
             words = rng.randint(100, 300)
             prompt = Prompt(
-                messages=[ChatMessage(role="user", content=str(words))], model="m", max_tokens=words, timeout=left + 5
+                messages=[ChatMessage(role="user", content=str(words))], model="m", max_tokens=words, timeout=left + 60
             )
             try:
                 with calling(Caller(priority=1)):

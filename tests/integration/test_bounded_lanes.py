@@ -67,7 +67,7 @@ def settings_file(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pa
 async def test_many_more_tasks_than_a_lane_holds_all_finish(settings_file: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with Client(load_settings(settings_file, {})) as client:
         handles = [await client.start(bounded_sum, 60) for _ in range(5)]
-        results = await asyncio.gather(*(handle.result(60.0) for handle in handles))
+        results = await asyncio.gather(*(handle.result(120.0) for handle in handles))
         assert results == [sum(2 * n for n in range(60))] * 5
         for handle in handles:
             assert {step.attempt for step in await handle.steps()} == {1}
@@ -79,14 +79,14 @@ async def test_many_more_tasks_than_a_lane_holds_all_finish(settings_file: Path,
 async def test_a_full_lane_holds_up_no_other(settings_file: Path) -> None:
     async with Client(load_settings(settings_file, {})) as client:
         stuck = await client.start(bounded_stuck, 50)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while (depth := (await client.queues()).get("unserved")) is None or depth.ready < CAPACITY:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         handles = [await client.start(bounded_other, n) for n in range(20)]
-        assert await asyncio.gather(*(handle.result(60.0) for handle in handles)) == list(range(20))
+        assert await asyncio.gather(*(handle.result(120.0) for handle in handles)) == list(range(20))
         assert (await client.queues())["unserved"].ready == CAPACITY, "and no more than it holds is on it"
         await stuck.cancel()
-        assert (await stuck.wait(60.0)).status == "cancelled"
+        assert (await stuck.wait(120.0)).status == "cancelled"
 
 
 async def test_other_senders_meet_the_same_bound(settings_file: Path) -> None:
@@ -98,11 +98,11 @@ async def test_other_senders_meet_the_same_bound(settings_file: Path) -> None:
         queue = build_queue(settings, SystemClock())
         await queue.open()
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 while (depth := (await queue.depth()).get("unserved")) is None or depth.ready < CAPACITY:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             # Someone takes a message and settles it: the room is used by what waited.
-            (delivery,) = await queue.receive(["unserved"], 1, worker="stranger", wait=5.0)
+            (delivery,) = await queue.receive(["unserved"], 1, worker="stranger", wait=60.0)
             await queue.release([delivery])
             assert (await queue.depth())["unserved"].ready == CAPACITY
         finally:

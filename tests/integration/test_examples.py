@@ -52,7 +52,7 @@ class House:
 
     async def waiting(self, run: str) -> Run:
         """Return the run once it waits for something outside."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (found := await self.engine.get(run)).status == "running":  # noqa: ASYNC110 - a turn of the loop, no wait
                 await asyncio.sleep(0)
         return found
@@ -89,7 +89,7 @@ async def test_a_refund_waits_for_a_person_and_pays_once(tmp_path: Path) -> None
         run = await built.start(human_approval.refund, request)
         assert "approval" in (await built.waiting(run.id)).reason
         await built.engine.signal(run.id, "approval", Raw(b'{"approved": true, "by": "Grace"}'))
-        ended = await built.engine.wait(run.id, 20)
+        ended = await built.engine.wait(run.id, 60)
         receipt = human_approval.refund.result.decode(ended.result or b"")
         assert (receipt.paid, receipt.decided_by) == (True, "Grace")
         assert [s.name for s in await built.engine.steps(run.id) if s.kind == "task"] == ["ask_for_approval", "pay"]
@@ -103,7 +103,7 @@ async def test_a_refund_that_nobody_approves_is_turned_down_after_three_days(tmp
         await asyncio.sleep(0)
         assert (await built.engine.get(run.id)).status == "waiting"
         built.pass_time(120)
-        ended = await built.engine.wait(run.id, 20)
+        ended = await built.engine.wait(run.id, 60)
         receipt = human_approval.refund.result.decode(ended.result or b"")
         assert (receipt.paid, receipt.decided_by) == (False, "nobody within three days")
 
@@ -124,7 +124,7 @@ async def test_the_agent_calls_the_tool_that_the_model_names(tmp_path: Path) -> 
     llm.use_models(scripted)
     async with house(tmp_path) as built:
         run = await built.start(tool_agent.support, "Where is order 1042?")
-        ended = await built.engine.wait(run.id, 20)
+        ended = await built.engine.wait(run.id, 60)
         assert ended.status == "completed", ended.error
         answer = tool_agent.support.result.decode(ended.result or b"")
         assert "77-A" in answer.text
@@ -143,7 +143,7 @@ async def test_the_agent_must_answer_after_its_last_round(tmp_path: Path) -> Non
     llm.use_models(Scripted(model))
     async with house(tmp_path) as built:
         run = await built.start(tool_agent.support, "?")
-        ended = await built.engine.wait(run.id, 20)
+        ended = await built.engine.wait(run.id, 60)
         assert ended.status == "completed", ended.error
         answer = tool_agent.support.result.decode(ended.result or b"")
         assert answer.text == "I do not know."
@@ -170,10 +170,10 @@ async def test_the_digest_goes_on_night_after_night_in_one_run(tmp_path: Path) -
             assert found.generation == generation
             nights.append(found.wake_at or 0.0)
             built.pass_time((found.wake_at or 0) - built.clock.time())
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while (await built.engine.get(run.id)).generation == generation < 2:  # noqa: ASYNC110 - a turn of the loop
                     await asyncio.sleep(0)
-        ended = await built.engine.wait(run.id, 20)
+        ended = await built.engine.wait(run.id, 60)
         assert ended.status == "completed"
         assert [b - a for a, b in pairwise(nights)] == [86400.0, 86400.0]
         history = await built.engine.history(run.id)

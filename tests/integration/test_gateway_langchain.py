@@ -39,7 +39,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield found.group(1)
         finally:
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            assert process.wait(120) == 0
 
 
 def run_suite(folder: Path, url: str, model: str, left_out: list[str]) -> str:

@@ -20,7 +20,7 @@ from tests.integration import artifact_flows as flows
 from ziggurat import Artifact, Client
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 90.0
+PATIENCE = 150.0
 KEY = base64.b64encode(b"k" * 32).decode()
 #: Bytes of text: the result is twice as large.
 SIZE = 10_000_000
@@ -54,7 +54,7 @@ async def running(folder: Path, queue: str, *, workers: int = 2, encrypted: bool
     """Run a system over a queue; its workers are processes of their own, or one in this process for the queue in memory."""
     config = folder / "ziggurat.toml"
     encryption = '[encryption]\nuse = "k"\n[encryption.keys]\nk = "env:ZK"\n' if encrypted else ""
-    config.write_text(f'[app]\nmodules = ["tests.integration.artifact_flows"]\n[queue]\n{queue}\nlease = "2s"\n{encryption}')
+    config.write_text(f'[app]\nmodules = ["tests.integration.artifact_flows"]\n[queue]\n{queue}\nlease = "4s"\n{encryption}')
     local = 'backend = "memory"' in queue
     async with Client.connect(config) as client:
         if not local:

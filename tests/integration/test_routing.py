@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from tests.conformance.redis_servers import FLAVOURS, REDIS_8, find_binary, running
 from tests.conftest import missing_service
-from tests.e2e.conftest import Project
+from tests.e2e.conftest import HUNG, Project
 
 FLOWS = """
     import asyncio, os, time
@@ -62,9 +63,19 @@ FLOWS = """
     async def on_mars() -> int:
         return await anywhere.options(region="mars")()
 
+    def at_it() -> set[str]:
+        with open("log.txt") as log:
+            return {line.split()[2] for line in log if line.startswith("begin limited-") and line.endswith("\\n")}
+
     @task(concurrency=Concurrent(2, key="customer"), retry=1)
     async def limited(customer: str, n: int) -> int:
-        return await work(f"limited-{customer}", 0.1)
+        note(f"begin limited-{customer}")
+        # Both processes are to take part, however late one of them wakes: what one has fills its slots until the other has some.
+        while len(at_it()) < 2:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
+        note(f"end limited-{customer}")
+        return os.getpid()
 
     @task(rate="10/s", retry=1)
     async def paced(n: int) -> int:
@@ -137,16 +148,14 @@ def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """One fleet for the tests of a module, over each queue that processes share."""
     project = Project(Path(tmp_path_factory.mktemp("fleet")))
     project.write("flows.py", FLOWS)
-    if request.param == "sqlite":
-        project.write("ziggurat.toml", SETTINGS.format(queue='backend = "sqlite"'))
+    with ExitStack() as stack:
+        queue = 'backend = "sqlite"'
+        if request.param == "redis":
+            flavour = next((flavour for flavour in FLAVOURS if find_binary(flavour)), REDIS_8)
+            queue = f'backend = "redis"\nurl = "{stack.enter_context(running(flavour, missing_service)).url}"'
+        stack.callback(project.close)
+        project.write("ziggurat.toml", SETTINGS.format(queue=queue))
         yield Fleet(project)
-        project.close()
-        return
-    flavour = next((flavour for flavour in FLAVOURS if find_binary(flavour)), REDIS_8)
-    with running(flavour, missing_service) as server:
-        project.write("ziggurat.toml", SETTINGS.format(queue=f'backend = "redis"\nurl = "{server.url}"'))
-        yield Fleet(project)
-        project.close()
 
 
 def test_queues_and_regions_of_tasks_and_calls_reach_their_pools(fleet: Fleet) -> None:
@@ -203,4 +212,4 @@ def _epoch(text: str) -> float:
 def test_every_worker_drains_cleanly(fleet: Fleet) -> None:
     for process in fleet.project._started:
         process.send_signal(signal.SIGTERM)
-    assert {process.wait(60) for process in fleet.project._started} == {0}
+    assert {process.wait(HUNG) for process in fleet.project._started} == {0}

@@ -24,7 +24,7 @@ from ziggurat.testing.provider import ProviderLimits
 PROCESSES = 16
 PER_MINUTE = 240_000
 #: Seconds of calling; of the limit that may be used at once, and that the provider lets gather: calls of a busy machine arrive in heaps.
-CALLING, BURST, CAPACITY = 20.0, 1.0, 4.0
+CALLING, BURST, CAPACITY = 20.0, 3.0, 9.0
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from ziggurat.testing.generator import Generator
 from ziggurat.testing.programs import Surroundings, run_program
 from ziggurat.testing.worker_tasks import gates
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 _numbers = itertools.count(1)
 
 
@@ -256,7 +256,7 @@ async def test_a_spent_budget_parks_the_run_until_it_is_resumed_with_more(server
         assert (parked.status, parked.usage.calls) == ("parked", 2)
         assert "$0.50 of its budget of $0.40" in parked.reason
         assert parked.error is not None and (parked.error.run_id, parked.error.budget) == (name, f"run:{name}")
-        async with asyncio.timeout(60):  # Lists hear of it some moments later.
+        async with asyncio.timeout(PATIENCE):  # Lists hear of it some moments later.
             while not (listed := await orchestrator.list(RunFilter(status=("parked",), search=name))):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert [run.error for run in listed] == [parked.error]
@@ -353,7 +353,7 @@ async def test_a_server_that_is_not_there_is_one_sentence_and_exit_code_three(tm
         [sys.executable, "-m", "ziggurat", "list", "--config", str(file)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 3
     assert done.stderr.count("\n") == 1

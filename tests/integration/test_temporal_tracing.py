@@ -62,9 +62,9 @@ async def test_a_run_on_temporal_is_one_trace(exporter: InMemorySpanExporter, tm
     needed()
     steps = catalogue.STEPS.value("timer", "completed")
     with temporal_server(tmp_path) as server:
-        options = TemporalOptions(lease=5.0, relay=0.3, sticky=1.0)
+        options = TemporalOptions(lease=20.0, relay=0.3, sticky=1.0)
         link = LinkOptions(address=server.address, task_queue="traces")
-        queue = TemporalQueue(link, QueueOptions(lease=5.0))
+        queue = TemporalQueue(link, QueueOptions(lease=20.0))
         registry = Registry()
         for definition in (flaky, child, main):
             registry.add(definition)
@@ -74,7 +74,7 @@ async def test_a_run_on_temporal_is_one_trace(exporter: InMemorySpanExporter, tm
         worker = Worker(queue, registry, options=WorkerOptions(poll=0.2, cleanup=1.0))
         working = asyncio.create_task(worker.run())
         run = await engine.start(StartRequest(workflow=main.name, payload=Raw(b"{}"), id="r"))
-        assert (await engine.wait("r", 60.0)).status == "completed"
+        assert (await engine.wait("r", 120.0)).status == "completed"
         worker.stop(0.0)
         await asyncio.gather(working, return_exceptions=True)
         await queue.close()

@@ -72,7 +72,7 @@ def is_alive(pid: int) -> bool:
 
 
 async def until_dead(pid: int) -> None:
-    async with asyncio.timeout(20.0):
+    async with asyncio.timeout(90.0):
         while is_alive(pid):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -240,7 +240,7 @@ def script(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def test_tasks_of_a_script_are_found_by_its_children(tmp_path: Path) -> None:
     with script(tmp_path) as process:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=120)
     status, child, parent = output.split()
     assert (status, errors, process.returncode) == ("completed", "", 0)
     assert child != parent

@@ -25,15 +25,15 @@ class OrchestratorHarness(ABC):
     """The hooks that a backend's test class fills."""
 
     #: Real seconds to wait for what must come.
-    patience = 20.0
+    patience = 60.0
     #: Real seconds to watch for what must not come.
     glance = 0.05
     #: Random programs that the suite runs.
     programs = 10
-    #: Seconds in which a task fails more than once.
-    deadline = 0.08
-    #: Seconds in which a pause has been heeded for certain.
-    moment = 1.0
+    #: Seconds in which a task fails more than once, on a busy machine too.
+    deadline = 1.0
+    #: Seconds in which a run is started and a pause has been heeded for certain.
+    moment = 3.0
     #: Runs that the suite starts at once.
     many = 100
 

@@ -36,7 +36,7 @@ class QueueHarness(ABC):
     #: Seconds by which a backend may be late with what is due, such as a reclaim that runs on a timer of its own.
     late = 0.0
     #: Real seconds to wait for what must come.
-    patience = 5.0
+    patience = 60.0
     #: Real seconds to watch for what must not come.
     glance = 0.0
     #: Messages of the storage test, and examples of the model test.

@@ -231,7 +231,7 @@ class PolicyPromises(QueueHarness):
             baseline = await self.storage(queue)
             await queue.announce([Presence(worker="silent")], ttl=self.lease)
             await self.passing(self.lease / 2)
-            await queue.announce([Presence(worker="alive")], ttl=self.lease)
+            await queue.announce([Presence(worker="alive")], ttl=LONG)
             assert len(await queue.workers()) == 2
             await self.passing(self.lease * 0.6)
             assert [worker.worker for worker in await queue.workers()] == ["alive"]
@@ -241,15 +241,17 @@ class PolicyPromises(QueueHarness):
     # -- what stays ----------------------------------------------------------------------------------------------
 
     async def test_storage_returns_to_its_baseline(self) -> None:
-        async with self.opened(lease=self.lease, max_deliveries=1) as queue:
-            baseline = await self._stored_at_rest(queue, rounds=1)
-            assert await self._stored_at_rest(queue, rounds=self.many // 200) <= baseline
+        # Hundreds of messages are taken and settled within one lease, on a busy machine too.
+        lease = self.lease if self.exact_time else 10 * self.lease
+        async with self.opened(lease=lease, max_deliveries=1) as queue:
+            baseline = await self._stored_at_rest(queue, lease, rounds=1)
+            assert await self._stored_at_rest(queue, lease, rounds=self.many // 200) <= baseline
 
-    async def _stored_at_rest(self, queue: Queue, rounds: int) -> int:
+    async def _stored_at_rest(self, queue: Queue, lease: float, rounds: int) -> int:
         for number in range(rounds):
             await self._every_way_out(queue, 200, offset=200 * number)
         # What a backend forgets late, such as a bucket that is full again, it forgets with the next message.
-        await self.lapse()
+        await self.passing(lease * 1.01 + self.late)
         await queue.send([message()])
         await self.finish(queue, await self.take(queue, 1))
         return await self.storage(queue)
@@ -342,7 +344,7 @@ class PolicyPromises(QueueHarness):
             workers = [asyncio.create_task(work(f"w{i}", random.Random(i))) for i in range(4)]
             for start in range(0, len(everything), 10):
                 await queue.send(everything[start : start + 10])
-            await asyncio.wait_for(asyncio.gather(*workers), 60)
+            await asyncio.wait_for(asyncio.gather(*workers), 120)
             assert done == Counter(it.id for it in everything)
             outcomes = await self.take_outcomes(queue, len(everything))
             assert {outcome.message for outcome in outcomes} == {it.id for it in everything}

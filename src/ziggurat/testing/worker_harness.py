@@ -66,7 +66,7 @@ class WorkerHarness(QueueHarness):
             assert worker.stopping or not running.done(), "the worker ended by itself"
         finally:
             worker.stop(0.0)
-            await asyncio.wait_for(running, 30.0)
+            await asyncio.wait_for(running, 90.0)
 
     async def result_of(self, queue: Queue, message: Message) -> Outcome:
         """Send a message and return its outcome, acknowledged."""
@@ -76,7 +76,7 @@ class WorkerHarness(QueueHarness):
     async def outcome_of(self, queue: Queue, message: Message) -> Outcome:
         """Return the next outcome, which must be this message's."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + 30.0
+        deadline = loop.time() + 90.0
         while True:
             for outcome in await queue.outcomes(1, 1.0):
                 assert outcome.message == message.id
@@ -88,7 +88,7 @@ class WorkerHarness(QueueHarness):
         """Return the next `number` progress records of one kind."""
         found: list[Progress] = []
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + 30.0
+        deadline = loop.time() + 90.0
         while len(found) < number:
             found += [progress for progress in await queue.progress(100, 0.5) if progress.kind == kind]
             assert loop.time() < deadline, f"only {len(found)} of {number} progress records of kind {kind!r} came"
