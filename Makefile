@@ -6,9 +6,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-UV := UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv
+# Large wheels over a slow line take longer than uv waits by default.
+UV := UV_HTTP_TIMEOUT=180 UV_HTTP_RETRIES=6 UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv
 UV_VERSION := 0.13.9
-PIP_QUIETLY := --quiet --disable-pip-version-check
+PIP_QUIETLY := --quiet --disable-pip-version-check --retries 8 --timeout 60
 DEMO ?= $(BIN)/python -m examples.document_analysis.demo
 PYTEST := $(BIN)/python -m pytest
 CHECKED := $(wildcard src tests examples benchmarks scripts)

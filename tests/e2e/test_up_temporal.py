@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import signal
 import socket
@@ -19,8 +18,9 @@ from playwright.sync_api import expect
 from tests.conformance.temporal_servers import needed
 from tests.e2e.conftest import HUNG, Project
 from tests.e2e.dashboard_world import PATIENCE, World, browser
+from tests.ports import free_port
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 FLOWS = """
     from pydantic import BaseModel
@@ -56,18 +56,16 @@ SETTINGS = """
 
 
 class Up:
-    """A running `ziggurat up --orchestrator temporal`. Its ports may be lost to others before it has them; then it looks for new ones."""
+    """A running `ziggurat up --orchestrator temporal`."""
 
     def __init__(self, project: Project, hook: str) -> None:
-        for _ in range(3):
-            self.port, api = free_port(), free_port()
-            project.write("ziggurat.toml", SETTINGS.format(temporal=self.port, api=api, hook=hook))
-            self.process = project.begin("up", "--orchestrator", "temporal", "--json", "--interval", "0.2")
-            assert self.process.stdout is not None
-            first = self.process.stdout.readline()
-            if first:
-                break
-        else:
+        # The development server puts its Web UI 1,000 above its own port.
+        self.port = free_port(1_000)
+        project.write("ziggurat.toml", SETTINGS.format(temporal=self.port, api=free_port(), hook=hook))
+        self.process = project.begin("up", "--orchestrator", "temporal", "--json", "--interval", "0.2")
+        assert self.process.stdout is not None
+        first = self.process.stdout.readline()
+        if not first:
             raise AssertionError(project.end(self.process).err)
         self.url = json.loads(first)["api"]
         self._reading = [threading.Thread(target=self._read, args=(name,), daemon=True) for name in ("stdout", "stderr")]
@@ -90,17 +88,6 @@ class Up:
         for thread in self._reading:
             thread.join(HUNG)
         return self.said["stderr"]
-
-
-def free_port() -> int:
-    """Return a port that nobody has, with one free 1,000 above it: where the development server puts its Web UI."""
-    for _ in range(100):
-        with socket.socket() as one, socket.socket() as two, contextlib.suppress(OSError, OverflowError):
-            one.bind(("127.0.0.1", 0))
-            port = int(one.getsockname()[1])
-            two.bind(("127.0.0.1", port + 1000))
-            return port
-    raise AssertionError("no free port")
 
 
 @pytest.fixture(name="heard")
@@ -149,6 +136,8 @@ def test_a_server_of_its_own_shows_runs_tells_of_them_and_keeps_them_for_the_nex
     assert {(one["type"], one["data"]["id"]) for one in heard[0]} == {("run.completed", "one"), ("run.completed", "asked")}
     assert up.get("/runs/one", "DELETE") == {"count": 1}
     assert project.ok("show", "asked", "--json").json["status"] == "completed"
+    # What is not noted as delivered is told again at the next start.
+    project.until(lambda: all(one["delivered_at"] for one in up.get("/webhooks")["deliveries"]), "both deliveries are noted")
     said = up.end()
     assert f"its own Web UI: {web}" in said
     assert "Stopped. No run is unfinished." in said

@@ -22,7 +22,7 @@ from ziggurat.settings import load_settings
 from ziggurat.testing.models import FaultyUpstream, hang_up
 
 #: Seconds until a test that waits for something gives up.
-HUNG = 60.0
+HUNG = 120.0
 
 
 def user(content: str = "hi", **more: Any) -> Prompt:

@@ -24,7 +24,7 @@ from ziggurat.program.primitives import signal, state
 from ziggurat.records import Run, RunFilter, StartRequest
 from ziggurat.settings import load_settings
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 LONG = "long " * 100
 _numbers = itertools.count(1)
 

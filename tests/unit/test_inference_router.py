@@ -282,9 +282,9 @@ async def test_the_deadline_of_the_attempt_bounds_the_call() -> None:
 async def test_a_call_without_an_answer_in_time_says_so() -> None:
     models = router(scripted(latency=60.0))
     with pytest.raises(EndpointUnreachable):
-        await models.complete(user(timeout=0.02))
+        await models.complete(user(timeout=0.5))
     with pytest.raises(EndpointUnreachable):
-        await collect(models, user(timeout=0.02))
+        await collect(models, user(timeout=0.5))
 
 
 @given(st.integers(20, 300), st.floats(0.0, 1.0), st.integers(0, 1000))

@@ -69,7 +69,7 @@ class Slow(Distant):
         answers = super().run(holder, requests)
         if not self.answer.is_set():
             self.asked.set()
-            self.answer.wait(10)
+            self.answer.wait(60)
         return answers
 
 
@@ -89,7 +89,7 @@ async def turns() -> None:
 
 async def finished(task: asyncio.Task[Ticket]) -> Ticket:
     """Wait for what another thread has to allow."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return await task
 
 
@@ -280,12 +280,12 @@ async def test_two_processes_share_a_limit_and_a_busy_one_asks_seldom() -> None:
     try:
         for _ in range(20):
             for _ in range(20):
-                doors[0].leave(await asyncio.wait_for(doors[0].enter(want()), 10), None)
+                doors[0].leave(await asyncio.wait_for(doors[0].enter(want()), 60), None)
             clock.advance(1.0)
         # 400 calls: the share in hand grows with the use, and most calls ask nobody.
         assert first.questions < 250
         for _ in range(3):
-            await asyncio.wait_for(doors[1].enter(want()), 10)
+            await asyncio.wait_for(doors[1].enter(want()), 60)
         assert doors[1]._keeper.holders == 2
     finally:
         for door in doors:
@@ -299,7 +299,7 @@ async def test_what_a_process_has_at_an_endpoint_is_told_with_its_signs_of_life(
     keeper = door._keeper
     try:
         assert door.load() is None
-        first = await asyncio.wait_for(door.enter(want(50)), 10)
+        first = await asyncio.wait_for(door.enter(want(50)), 60)
         others = [asyncio.create_task(door.enter(Demand(tokens=1.0, priority=p))) for p in (1, 5, 5)]
         while door.waiting < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
@@ -308,7 +308,7 @@ async def test_what_a_process_has_at_an_endpoint_is_told_with_its_signs_of_life(
         assert load.slots == {f"endpoint:{door.name}:calls": 1} and set(load.flows) == {f"endpoint:{door.name}:tokens"}
         clock.advance(BEAT)
         keeper.tell(Beat())  # Wakes the thread, which sees that it is time.
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while store.look(Wanted()).loads.get(keeper.holder) != [load]:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         for other in others:
@@ -336,7 +336,7 @@ async def test_a_store_that_is_down_leaves_a_safe_share_and_is_told_later(caplog
         answers.clear()
         arrived.clear()
         keeper.ask(requests, took)
-        assert arrived.wait(10)
+        assert arrived.wait(60)
         return list(answers)
 
     def hold(id: str, amount: float) -> Hold:
@@ -367,7 +367,7 @@ async def test_an_overrun_while_the_store_is_asked_does_not_lose_the_call_that_w
     store = Slow(ProcessStore(clock))
     door = gate(clock, store, tokens_per_minute=600)
     try:
-        first = await asyncio.wait_for(door.enter(want(50)), 10)
+        first = await asyncio.wait_for(door.enter(want(50)), 60)
         store.answer.clear()
         waiting = asyncio.create_task(door.enter(want(10)))
         await asyncio.to_thread(store.asked.wait, 10)
@@ -386,7 +386,7 @@ async def test_what_is_in_hand_and_not_used_goes_back() -> None:
     door = gate(clock, distant, tokens_per_minute=600, concurrency=4)
     other = gate(clock, store, tokens_per_minute=600, concurrency=4)
     try:
-        door.leave(await asyncio.wait_for(door.enter(want(100)), 10), 10)
+        door.leave(await asyncio.wait_for(door.enter(want(100)), 10), 60)
         clock.advance(0.5)
         late = asyncio.create_task(other.enter(want(95)))
         await turns()
@@ -394,7 +394,7 @@ async def test_what_is_in_hand_and_not_used_goes_back() -> None:
         clock.advance(1.0)
         door.tidy()
         door._keeper.tell()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not late.done():
                 clock.advance(0.1)
                 await asyncio.sleep(0.01)
@@ -437,9 +437,9 @@ async def test_a_429_of_one_process_cools_the_others_down() -> None:
     store = ProcessStore(clock)
     first, second = gate(clock, Distant(store), requests_per_minute=600), gate(clock, store, requests_per_minute=600)
     try:
-        await asyncio.wait_for(first.enter(want()), 10)
+        await asyncio.wait_for(first.enter(want()), 60)
         first.limited(5.0)
-        await asyncio.wait_for(asyncio.to_thread(_asked, first), 10)
+        await asyncio.wait_for(asyncio.to_thread(_asked, first), 60)
         late = asyncio.create_task(second.enter(want()))
         await turns()
         assert not late.done()

@@ -172,7 +172,7 @@ class Clocked:
 
     async def comes_to_wait(self, run: str) -> None:
         """Wait until a run exists and waits."""
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(60):
             while not await self.s.engine.list(RunFilter(search=run)):  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
         await self.s.rests(run)
@@ -228,7 +228,7 @@ async def test_one_moment_waits_while_the_run_before_goes_on(tmp_path: Path) -> 
         await c.s.signal("s~20260501T100100Z", "go")
         await c.comes_to_wait("s~20260501T100200Z")
         assert await c.started() == ["10:01", "10:02"]
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(60):
             while (await c.schedule()).waiting is not None:  # Noted after the start.  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 

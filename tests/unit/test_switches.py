@@ -104,7 +104,7 @@ async def test_a_shadow_gets_a_copy_whose_failure_nobody_hears_of() -> None:
     router = pair()
     switched(router, routes=["a:m"], shadow="b:new")
     assert (await router.complete(user())).endpoint == "a"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(router.journal) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0)
     assert sorted((call.endpoint, call.model) for call in router.journal) == [("a", "default"), ("b", "b:new")]
@@ -143,7 +143,7 @@ def test_a_process_follows_the_book_and_passes_over_what_it_cannot(tmp_path: Pat
 
 
 def _until(holds: Any) -> None:
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < limit
         time.sleep(0.005)

@@ -49,7 +49,7 @@ async def working(queue: Queue, clock: Clock, threads: int = 0) -> AsyncIterator
     finally:
         gates.open_all()
         worker.stop(0.0)
-        await asyncio.wait_for(running, 30.0)
+        await asyncio.wait_for(running, 60)
 
 
 async def make_suspects(queue: MemoryQueue, *messages: Message) -> None:
@@ -62,14 +62,14 @@ async def make_suspects(queue: MemoryQueue, *messages: Message) -> None:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30.0):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 
 async def outcomes(queue: MemoryQueue, number: int) -> set[str]:
     found: list[Outcome] = []
-    async with asyncio.timeout(30.0):
+    async with asyncio.timeout(60):
         while len(found) < number:
             found += (new := await queue.outcomes(number, 1.0))
             await queue.ack_outcomes(new)
@@ -98,7 +98,7 @@ async def test_a_suspect_goes_back_until_it_can_run_with_nothing_beside_it() -> 
         assert (await queue.depth())["default"].ready == 2
         for name in ("fresh", "suspect", "second"):
             gates[f"{name}.out"].set()
-        async with asyncio.timeout(30.0):
+        async with asyncio.timeout(60):
             while not gates["suspect.in"].is_set():
                 clock.advance(APART)  # It may have met the fresh one, and gone back once more.
                 await asyncio.sleep(0.01)
@@ -135,7 +135,7 @@ async def test_what_waited_past_its_lease_is_not_begun(tmp_path: Path) -> None:
         await until(lambda: worker.busy == 2)
         worker.queues = ("nothing",)
         taken: set[str] = set()
-        async with asyncio.timeout(30.0):
+        async with asyncio.timeout(60):
             while taken != {first.id, late.id}:
                 taken |= {it.message.id for it in await queue.receive(["default"], 2, worker="heir", wait=1.0)}
         gates["first.out"].set()

@@ -53,7 +53,7 @@ async def test_the_server_answers_while_the_workers_loop_is_taken() -> None:
         answered.set()
 
     asking = asyncio.get_running_loop().run_in_executor(None, ask)
-    assert answered.wait(30.0), "this wait takes the loop of the test, which is the worker's"
+    assert answered.wait(60), "this wait takes the loop of the test, which is the worker's"
     assert answers == [200]
     await asking
     await server.close()

@@ -89,20 +89,20 @@ async def working(queue: MemoryQueue, **options: Any) -> AsyncIterator[Worker]:
         yield worker
     finally:
         worker.stop(0.0)
-        await asyncio.wait_for(running, 30.0)
+        await asyncio.wait_for(running, 60)
         await queue.close()
 
 
 async def outcomes(queue: MemoryQueue, number: int = 1) -> list[Outcome]:
     found: list[Outcome] = []
-    async with asyncio.timeout(30.0):
+    async with asyncio.timeout(60):
         while len(found) < number:
             found += await queue.outcomes(number, 1.0)
     return found
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(30.0):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - conditions of any kind, not events
             await asyncio.sleep(0.001)
 
@@ -330,7 +330,7 @@ async def test_a_drain_waits_until_what_came_too_late_is_back_on_the_queue() -> 
     async with working(queue, grace=30.0) as worker:
         queue.stop = worker.stop
         await until(lambda: worker.stopping)
-        async with asyncio.timeout(30.0):
+        async with asyncio.timeout(60):
             while (await queue.depth())["default"].leased:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert (await queue.depth())["default"].ready == 2

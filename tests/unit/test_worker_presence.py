@@ -19,7 +19,7 @@ from ziggurat.workers.worker import Worker
 
 
 async def until_shown(queue: MemoryQueue, number: int) -> list[Presence]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(shown := await queue.workers()) != number:  # noqa: ASYNC110
             await asyncio.sleep(0)
     return shown
@@ -46,7 +46,7 @@ async def test_draining_is_shown_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not (await until_shown(queue, 1))[0].draining
     worker.stop()
     stopping.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (await queue.workers())[0].draining:  # noqa: ASYNC110
             await asyncio.sleep(0)
     running.cancel()
@@ -67,7 +67,7 @@ async def test_a_queue_that_takes_no_record_does_not_stop_the_worker(monkeypatch
     queue = Unwilling(clock=FakeClock())
     worker = Worker(queue, Registry(), options=WorkerOptions(name="w", poll=0.01))
     running = asyncio.create_task(worker.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while queue.asked < 3:  # noqa: ASYNC110
             await asyncio.sleep(0)
     assert not running.done()

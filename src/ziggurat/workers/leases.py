@@ -114,6 +114,8 @@ class LeaseThread:
         self._connect = connect
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
+        #: Set by `stop`, which may come before the thread has a loop.
+        self._stopped = False
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="ziggurat-leases", daemon=True)
 
     def start(self) -> None:
@@ -121,6 +123,7 @@ class LeaseThread:
 
     def stop(self) -> None:
         """End the thread soon; safe to call from any thread, and more than once."""
+        self._stopped = True
         if self._loop is not None and self._stop is not None:
             with contextlib.suppress(RuntimeError):  # Its loop has ended already.
                 self._loop.call_soon_threadsafe(self._stop.set)
@@ -130,7 +133,10 @@ class LeaseThread:
         self._thread.join(timeout)
 
     async def _run(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._stop = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        if self._stopped:
+            return
         keeping = asyncio.create_task(self._keep())
         await self._stop.wait()
         keeping.cancel()

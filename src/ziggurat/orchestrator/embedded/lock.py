@@ -14,6 +14,9 @@ import msgspec
 
 from ziggurat.errors import StateLocked, StateUnusable
 
+#: Seconds to wait for processes that only ask who the owner is.
+_PATIENCE = 5.0
+
 
 class Owner(msgspec.Struct, frozen=True, omit_defaults=True):
     """The process that owns a state file."""
@@ -45,16 +48,15 @@ class StateLock:
                 f"The folder of the state file {self.state} cannot be written ({error.strerror}). "
                 "Check [orchestrator] path and the folder's permissions."
             ) from error
-        # A process that asks who owns the file holds a shared lock for an instant, hence the second and third try.
-        for last in (False, False, True):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if last:
-                    os.close(file)
-                    raise StateLocked(_locked_text(self.state, read_owner(self.state))) from None
-                time.sleep(0.02)
+        give_up = time.monotonic() + _PATIENCE
+        while not _take(file, fcntl.LOCK_EX):
+            # A process that asks who owns the file holds a shared lock for an instant, which is longer on a busy machine. Who shares it
+            # with us is no owner.
+            if not _take(file, fcntl.LOCK_SH) or time.monotonic() > give_up:
+                os.close(file)
+                raise StateLocked(_locked_text(self.state, read_owner(self.state))) from None
+            fcntl.flock(file, fcntl.LOCK_UN)
+            time.sleep(0.02)
         self._file = file
         self._owner = Owner(
             os.getpid(), socket.gethostname(), now, " ".join(Path(a).name if a == sys.argv[0] else a for a in sys.argv)
@@ -95,6 +97,14 @@ def read_owner(state: Path) -> Owner | None:
     finally:
         os.close(file)
     return None
+
+
+def _take(file: int, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _parse(data: bytes) -> Owner:
