@@ -20,6 +20,7 @@ from ziggurat.inference.limits.interface import (
     BEAT,
     Answer,
     Beat,
+    Give,
     Hold,
     Levels,
     LimitStore,
@@ -42,13 +43,15 @@ class Distant(LimitStore):
     def __init__(self, store: LimitStore) -> None:
         self.inner = store
         self.down = False
-        self.questions = 0
+        self.questions = self.given = 0
 
     def run(self, holder: str, requests: Sequence[Request]) -> list[Answer]:
         if self.down:
             raise StoreDown("The store is down. Start it.")
         self.questions += 1
-        return self.inner.run(holder, requests)
+        answers = self.inner.run(holder, requests)
+        self.given += sum(isinstance(request, Give) for request in requests)
+        return answers
 
     def look(self, wanted: Wanted) -> Levels:
         return self.inner.look(wanted)
@@ -392,9 +395,12 @@ async def test_what_is_in_hand_and_not_used_goes_back() -> None:
         await turns()
         assert not late.done()
         clock.advance(1.0)
+        given = distant.given
         door.tidy()
         door._keeper.tell()
         async with asyncio.timeout(60):
+            while distant.given == given:  # noqa: ASYNC110  # The thread takes its time, which is not the clock's.
+                await asyncio.sleep(0.001)
             while not late.done():
                 clock.advance(0.1)
                 await asyncio.sleep(0.01)
