@@ -389,7 +389,7 @@ async def test_what_is_in_hand_and_not_used_goes_back() -> None:
     door = gate(clock, distant, tokens_per_minute=600, concurrency=4)
     other = gate(clock, store, tokens_per_minute=600, concurrency=4)
     try:
-        door.leave(await asyncio.wait_for(door.enter(want(100)), 10), 60)
+        door.leave(await asyncio.wait_for(door.enter(want(100)), 60), 10)
         clock.advance(0.5)
         late = asyncio.create_task(other.enter(want(95)))
         await turns()
