@@ -141,25 +141,20 @@ class Killed(BaseException):
 
 
 class MemoryShelf(Shelf):
-    """A shelf in memory, which now and then kills whoever asks it: before a change is made, or after."""
+    """A shelf in memory."""
 
-    def __init__(self, chance: random.Random | None = None, deadly: float = 0.0) -> None:
+    def __init__(self) -> None:
         self.docs: dict[str, tuple[Doc, str, float]] = {}
-        self.chance, self.deadly = chance or random.Random(0), deadly
-        self.kills = 0
 
     def get(self, key: str) -> Doc | None:
-        self.strike()
         found = self.docs.get(key)
         return found[0] if found is not None else None
 
     def put(self, key: str, data: bytes, *, version: int, group: str, at: float, until: float) -> bool:
-        self.strike()
         found = self.docs.get(key)
         if (found[0].version if found is not None else 0) != version:
             return False
         self.docs[key] = Doc(key, version + 1, data), group, at
-        self.strike()
         return True
 
     def delete(self, key: str, version: int) -> bool:
@@ -177,8 +172,37 @@ class MemoryShelf(Shelf):
         ats = [at for _, of, at in self.docs.values() if of == group and group]
         return len(ats), min(ats, default=0.0)
 
-    def strike(self) -> None:
-        """Kill whoever asks, by chance."""
-        if self.chance.random() < self.deadly:
-            self.kills += 1
+
+class DeadlyShelf(Shelf):
+    """One process's way to a shelf, which kills the process now and then: before a change is made, or after. The dead change nothing."""
+
+    def __init__(self, shelf: Shelf, chance: random.Random, deadly: float) -> None:
+        self._shelf, self._chance, self.deadly = shelf, chance, deadly
+        self.dead = False
+
+    def get(self, key: str) -> Doc | None:
+        self._strike()
+        return self._shelf.get(key)
+
+    def put(self, key: str, data: bytes, *, version: int, group: str, at: float, until: float) -> bool:
+        self._strike()
+        done = self._shelf.put(key, data, version=version, group=group, at=at, until=until)
+        self._strike()
+        return done
+
+    def delete(self, key: str, version: int) -> bool:
+        self._strike()
+        return self._shelf.delete(key, version)
+
+    def group(self, group: str, limit: int) -> list[Doc]:
+        self._strike()
+        return self._shelf.group(group, limit)
+
+    def count(self, group: str) -> tuple[int, float]:
+        self._strike()
+        return self._shelf.count(group)
+
+    def _strike(self) -> None:
+        if self.dead or self._chance.random() < self.deadly:
+            self.dead = True
             raise Killed

@@ -168,8 +168,8 @@ async def test_an_endpoint_without_batches_answers_at_once(world: World) -> None
     desk = world.upstream.batches
     do = desk._do
 
-    def refuse(request: Any, verb: str, act: Any) -> Any:
-        return _error(404, "Not found.") if verb == "upload" else do(request, verb, act)
+    async def refuse(request: Any, verb: str, act: Any) -> Any:
+        return _error(404, "Not found.") if verb == "upload" else await do(request, verb, act)
 
     desk._do = refuse  # type: ignore[method-assign]
     one = step(world)

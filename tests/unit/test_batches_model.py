@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.batch_world import HOUR, Killed, MemoryShelf, Process, Step, World
+from tests.unit.batch_world import HOUR, DeadlyShelf, Killed, MemoryShelf, Process, Step, World
 
 FAULTS = {
     "upload": ["fails", "cut", "limited"],
@@ -27,9 +27,14 @@ FAULTS = {
 LEASE = 60.0
 
 
-async def drive(world: World, shelf: MemoryShelf, chance: random.Random, steps: list[Step]) -> None:
+async def drive(world: World, deadly: float, chance: random.Random, steps: list[Step]) -> None:
     """Make attempts when they are due, in whichever process, until each step is answered."""
-    processes: list[Process] = [world.process(shelf) for _ in range(3)]
+    shelf = MemoryShelf()
+
+    def begin() -> Process:
+        return world.process(DeadlyShelf(shelf, chance, deadly))
+
+    processes = [begin() for _ in range(3)]
     left = list(steps)
     for _ in range(3_000):
         if not left:
@@ -41,7 +46,7 @@ async def drive(world: World, shelf: MemoryShelf, chance: random.Random, steps: 
             if await world.attempt(processes[which], step):
                 left.remove(step)
         except Killed:
-            processes[which] = world.process(shelf)
+            processes[which] = begin()
             step.at = world.now + LEASE
     raise AssertionError(f"{left[0].name} is never answered: {left[0].waits[-5:]}")
 
@@ -71,12 +76,11 @@ async def test_each_line_is_bought_once_and_answered_by_its_deadline(tmp_path: P
         desk.ends = chance.choice(["completed", "completed", "expired"])
         desk.share = chance.choice([1.0, 0.5])
         desk.cancel_takes, desk.cancel_share = chance.choice([0.0, 120.0, HOUR]), chance.choice([0.0, 0.5, 1.0])
-        shelf = MemoryShelf(chance, deadly=chance.choice([0.0, 0.01, 0.03]))
+        deadly = chance.choice([0.0, 0.01, 0.03])
         steps = [Step(f"r{n}", due=world.now + chance.uniform(0.5, 8) * HOUR) for n in range(6)]
         for step in steps:
             step.at = world.now + chance.uniform(0, 600.0)
-        await drive(world, shelf, chance, steps)
-        shelf.deadly = 0.0
+        await drive(world, deadly, chance, steps)
         in_batches, at_once = sold(world)
         for step in steps:
             told = (seed, step.name, step.waits[-3:])

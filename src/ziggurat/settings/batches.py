@@ -21,3 +21,4 @@ class BatchSettings(Section):
     )
     look: Seconds = Field(60.0, description="Between two looks at a batch, at first.")
     look_most: Seconds = Field(900.0, description="Between two looks at a batch, at most.")
+    claim: Seconds = Field(30.0, description="How long a process that was killed keeps others from the batch that it was at.")

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -40,8 +41,10 @@ class BatchDesk:
         #: Seconds that a cancellation takes, and the share of the lines that is answered by its end.
         self.cancel_takes, self.cancel_share = 0.0, 0.0
         #: What goes wrong next, by verb (upload, create, list, look, cancel, content): "fails" is a 500 before anything is done; "made" is
-        #: a 500 after it was done; "cut" hangs up before the answer; "limited" is a 429.
+        #: a 500 after it was done; "cut" hangs up before the answer; "hangs" does it and never answers; "limited" is a 429.
         self.faults: dict[str, list[str]] = {}
+        #: Requests that hang, or hung until their client was gone.
+        self.hanging = 0
         self.files: dict[str, bytes] = {}
         self.made: dict[str, dict[str, Any]] = {}
         self.bought: Counter[str] = Counter()
@@ -73,7 +76,9 @@ class BatchDesk:
     async def _upload(self, request: web.Request) -> web.StreamResponse:
         form = await request.post()
         part: Any = form["file"]
-        return self._do(request, "upload", lambda: self._stored(part.file.read()))
+        data = part.file.read()
+        part.file.close()
+        return await self._do(request, "upload", lambda: self._stored(data))
 
     def _stored(self, data: bytes) -> dict[str, Any]:
         name = self._name("file")
@@ -84,18 +89,18 @@ class BatchDesk:
         data = self.files.get(request.match_info["id"])
         if data is None:
             return _error(404, "No such File object.")
-        return self._do(request, "content", lambda: data)
+        return await self._do(request, "content", lambda: data)
 
     async def _delete(self, request: web.Request) -> web.StreamResponse:
         # The text of a line is asked for by tests after the file is gone, so input files stay readable to them under another name.
         name = request.match_info["id"]
-        return self._do(request, "delete", lambda: {"id": name, "deleted": True})
+        return await self._do(request, "delete", lambda: {"id": name, "deleted": True})
 
     async def _create(self, request: web.Request) -> web.StreamResponse:
         asked = json.loads(await request.read())
         if asked["input_file_id"] not in self.files:
             return _error(400, f"No such file: {asked['input_file_id']}.")
-        return self._do(request, "create", lambda: self._begun(asked))
+        return await self._do(request, "create", lambda: self._begun(asked))
 
     def _begun(self, asked: dict[str, Any]) -> dict[str, Any]:
         batch = {
@@ -120,13 +125,13 @@ class BatchDesk:
         at = next((n + 1 for n, batch in enumerate(newest) if batch["id"] == after), 0)
         limit = int(request.query.get("limit", "20"))
         page = newest[at : at + limit]
-        return self._do(request, "list", lambda: {"object": "list", "data": page, "has_more": len(newest) > at + limit})
+        return await self._do(request, "list", lambda: {"object": "list", "data": page, "has_more": len(newest) > at + limit})
 
     async def _look(self, request: web.Request) -> web.StreamResponse:
         batch = self.made.get(request.match_info["id"])
         if batch is None:
             return _error(404, "No batch found with that id.")
-        return self._do(request, "look", lambda: self._now(batch))
+        return await self._do(request, "look", lambda: self._now(batch))
 
     def _now(self, batch: dict[str, Any]) -> dict[str, Any]:
         now = self.clock.time()
@@ -146,7 +151,7 @@ class BatchDesk:
                 batch.update(status="cancelling", cancelling=self.clock.time())
             return batch
 
-        return self._do(request, "cancel", cancel)
+        return await self._do(request, "cancel", cancel)
 
     def _end(self, batch: dict[str, Any], how: str, share: float) -> None:
         lines = self.lines_of(batch)
@@ -171,7 +176,7 @@ class BatchDesk:
                 batch[name] = self._name("file")
                 self.files[batch[name]] = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
-    def _do(self, request: web.Request, verb: str, act: Callable[[], dict[str, Any] | bytes]) -> web.StreamResponse:
+    async def _do(self, request: web.Request, verb: str, act: Callable[[], dict[str, Any] | bytes]) -> web.StreamResponse:
         refused = self._refuse(request)
         if refused is not None:
             return refused
@@ -184,6 +189,9 @@ class BatchDesk:
         found = act()
         if fault == "made":
             return _error(500, "The server had an error.")
+        if fault == "hangs":
+            self.hanging += 1
+            await asyncio.sleep(3600.0)
         if fault == "cut" and request.transport is not None:
             request.transport.abort()
         body = found if isinstance(found, bytes) else json.dumps(found).encode()

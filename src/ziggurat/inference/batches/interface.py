@@ -43,6 +43,8 @@ class BatchOptions(Struct, frozen=True, kw_only=True):
     #: Between two looks at a batch, at first and at most.
     look: float = 60.0
     look_most: float = 900.0
+    #: How long the claim of a process that was killed keeps others from a batch.
+    claim: float = 30.0
 
 
 class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -112,9 +114,6 @@ class Batch(Struct, frozen=True, kw_only=True, omit_defaults=True):
     #: The provider's names for the file and the batch.
     file: str = ""
     remote: str = ""
-    #: Who works on it, and until when others keep away.
-    holder: str = ""
-    held_until: float = 0.0
 
     @property
     def key(self) -> str:

@@ -6,7 +6,6 @@ import asyncio
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
 
 from ziggurat.clock import Clock
 from ziggurat.inference.batches.interface import UNTAKEN, Batch, Doc, Line, Shelf
@@ -21,10 +20,19 @@ class Owner(Struct, frozen=True):
     lines: list[str] = []
 
 
-class Lock(Struct, frozen=True):
-    """Until when one process sends what waits in a line."""
+class Held(Struct, frozen=True):
+    """Until when one process does something that one alone may do."""
 
     until: float
+
+
+class Claim:
+    """The right to do something, for a while."""
+
+    __slots__ = ("name", "version")
+
+    def __init__(self, name: str, version: int) -> None:
+        self.name, self.version = name, version
 
 
 class Lost(Exception):
@@ -84,19 +92,32 @@ class Keeping:
         doc = await asyncio.to_thread(self.shelf.get, f"owner:{owner}")
         return _owner(doc.data).lines if doc is not None else []
 
-    async def lock(self, line: str, lease: float) -> int:
-        """Keep others from sending what waits in a line; returns the version to unlock it with, or 0 if somebody sends it already."""
-        now, name = self._clock.time(), f"sending:{line}"
+    async def claim(self, what: str, lease: float) -> Claim | None:
+        """Keep others from something for `lease` seconds; None if somebody keeps us from it."""
+        name = f"claim:{what}"
         doc = await asyncio.to_thread(self.shelf.get, name)
-        if doc is not None and _lock(doc.data).until > now:
-            return 0
-        version, data = doc.version if doc is not None else 0, _encode(Lock(now + lease))
-        done = await asyncio.to_thread(lambda: self.shelf.put(name, data, version=version, group="", at=0.0, until=now + KEPT))
-        return version + 1 if done else 0
+        if doc is not None and _held(doc.data).until > self._clock.time():
+            return None
+        claim = Claim(name, doc.version if doc is not None else 0)
+        return claim if await self.renew(claim, lease) else None
 
-    async def unlock(self, line: str, version: int) -> None:
-        """Let others send again."""
-        await asyncio.to_thread(self.shelf.delete, f"sending:{line}", version)
+    async def renew(self, claim: Claim, lease: float) -> bool:
+        """Keep others away for `lease` seconds from now; says whether the claim was still ours."""
+        now = self._clock.time()
+        data, version = _encode(Held(now + lease)), claim.version
+        put = self.shelf.put
+        done = await asyncio.to_thread(lambda: put(claim.name, data, version=version, group="", at=0.0, until=now + KEPT))
+        claim.version += done
+        return done
+
+    async def release(self, claim: Claim) -> None:
+        """Let others do it again."""
+        await asyncio.to_thread(self.shelf.delete, claim.name, claim.version)
+
+    async def claimed(self, what: str) -> bool:
+        """Say whether somebody has a claim now."""
+        doc = await asyncio.to_thread(self.shelf.get, f"claim:{what}")
+        return doc is not None and _held(doc.data).until > self._clock.time()
 
     async def batch(self, id: str) -> tuple[Batch, int] | None:
         """Return a batch and its version."""
@@ -117,20 +138,9 @@ class Keeping:
             raise Lost
         return version + 1
 
-    async def claim(self, id: str, holder: str, now: float, lease: float) -> tuple[Batch, int] | None:
-        """Take a batch to work on it; None if somebody does already, or it has ended."""
-        found = await self.batch(id)
-        if found is None or found[0].state == "ended" or found[0].held_until > now:
-            return None
-        batch = replace(found[0], holder=holder, held_until=now + lease)
-        try:
-            return batch, await self.put_batch(batch, found[1])
-        except Lost:
-            return None
-
 
 _encode = msgspec.json.Encoder().encode
 _line = msgspec.json.Decoder(Line).decode
 _batch = msgspec.json.Decoder(Batch).decode
-_lock = msgspec.json.Decoder(Lock).decode
+_held = msgspec.json.Decoder(Held).decode
 _owner = msgspec.json.Decoder(Owner).decode

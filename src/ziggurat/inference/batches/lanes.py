@@ -217,7 +217,8 @@ class Lanes:
                     return None
             else:
                 _, first = await self._keeping.count(line.line)
-            seconds = rules.wait_of(line, batch, first or now, self.options, self._clock.time())
+            busy = batch is not None and await self._keeping.claimed(batch.id)
+            seconds = rules.wait_of(line, batch, first or now, self.options, self._clock.time(), busy=busy)
             return Wait(seconds, _why(line, batch, now))
         return Wait(1.0, f"its batch at {line.endpoint}")
 

@@ -39,12 +39,12 @@ def next_look(batch: Batch, options: BatchOptions, now: float) -> float:
     return now + min(options.look_most, max(options.look, (now - batch.made_at) / 5))
 
 
-def wait_of(line: Line, batch: Batch | None, first: float, options: BatchOptions, now: float) -> float:
-    """Return the seconds until a call that waits is to be looked at again."""
+def wait_of(line: Line, batch: Batch | None, first: float, options: BatchOptions, now: float, *, busy: bool = False) -> float:
+    """Return the seconds until a call that waits is to be looked at again; `busy` says that somebody is at its batch now."""
     moments = [gone_at(line, options) if now >= leaves_at(line, options) else leaves_at(line, options)]
     if batch is None:
         moments.append(first + options.window)
     else:
         # A second later than whoever looks: then the answer is there. Where somebody is at it now, it may be there soon.
-        moments.append(now + options.look if batch.held_until > now else batch.look_at + 1.0)
+        moments.append(now + options.look if busy else batch.look_at + 1.0)
     return max(1.0, min(moments) - now)

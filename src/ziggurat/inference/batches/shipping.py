@@ -11,7 +11,8 @@ for goes into another batch, if its time allows, or is made as any other call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 import msgspec
@@ -21,14 +22,12 @@ from ziggurat.clock import Clock
 from ziggurat.errors import EndpointFailed, EndpointUnreachable, InferenceError
 from ziggurat.inference.batches import rules
 from ziggurat.inference.batches.interface import UNTAKEN, Batch, BatchApi, BatchOptions, Line, Remote
-from ziggurat.inference.batches.keeping import Keeping, Lost
+from ziggurat.inference.batches.keeping import Claim, Keeping, Lost
 from ziggurat.inference.identity import new_id
 from ziggurat.records import Completion
 from ziggurat.telemetry import events
 from ziggurat.telemetry.catalogue import BATCH_CALLS, BATCHES
 
-#: Seconds for which a claim keeps others away; longer than the longest request.
-LEASE = 330.0
 #: Seconds until a batch is looked at again whose provider did not answer.
 _LATER = 60.0
 #: Seconds past its time after which a batch is looked after by anybody: nobody waits for its calls any more.
@@ -66,8 +65,6 @@ class Shipping:
     ) -> None:
         self.keeping, self.apis, self.options = keeping, apis, options
         self._seal, self._clock, self._bill = seal, clock, bill
-        #: Names this process to the others.
-        self._holder = new_id()
 
     async def send(self, endpoint: str, upstream: str, line: str) -> None:
         """Send the calls that wait in a line, if they are to be sent."""
@@ -75,59 +72,76 @@ class Shipping:
         now = self._clock.time()
         if not rules.is_full(count, first, self.options, now):
             return
-        locked = await self.keeping.lock(line, LEASE)
-        if not locked:
-            return
-        batch = Batch(
-            id=new_id(), endpoint=endpoint, upstream=upstream, state="made", made_at=now, look_at=now, holder=self._holder,
-            held_until=now + LEASE,
-        )  # fmt: skip
-        version = await self.keeping.put_batch(batch, 0)
-        size = taken = 0
-        for waiting, at in await self.keeping.lines(line, self.options.lines):
-            size += len(waiting.body)
-            if taken and size > self.options.size:
-                break
-            # Another process may have sent it meanwhile, or its call may have left.
-            taken += await self.keeping.put_line(replace(waiting, state="sent", batch=batch.id), at)
-        await self.keeping.unlock(line, locked)
-        await self._under_way(batch, version)
+        batch = Batch(id=new_id(), endpoint=endpoint, upstream=upstream, state="made", made_at=now, look_at=now)
+        async with self._claiming(line) as ours:
+            if not ours:
+                return
+            await self.keeping.put_batch(batch, 0)
+            size = taken = 0
+            for waiting, at in await self.keeping.lines(line, self.options.lines):
+                size += len(waiting.body)
+                if taken and size > self.options.size:
+                    break
+                # Another process may have sent it meanwhile, or its call may have left.
+                taken += await self.keeping.put_line(replace(waiting, state="sent", batch=batch.id), at)
+        await self.advance(batch.id)
 
     async def advance(self, id: str) -> None:
-        """Do the next step of a batch, unless somebody does."""
-        found = await self.keeping.claim(id, self._holder, self._clock.time(), LEASE)
-        if found is not None:
-            await self._under_way(*found)
+        """Take the next steps of a batch, until it waits for its provider, unless somebody does."""
+        async with self._claiming(id) as ours:
+            found = await self.keeping.batch(id) if ours else None
+            if found is not None and found[0].state != "ended":
+                await self._under_way(*found)
 
     async def withdraw(self, id: str) -> None:
         """End a batch early: one of its calls is needed otherwise. What it has answered so far stays."""
-        found = await self.keeping.claim(id, self._holder, self._clock.time(), LEASE)
-        if found is None:
-            return
-        batch, version = found
+        async with self._claiming(id) as ours:
+            found = await self.keeping.batch(id) if ours else None
+            if found is not None and found[0].state != "ended":
+                await self._withdraw(*found)
+
+    async def _withdraw(self, batch: Batch, version: int) -> None:
         try:
             if batch.state in ("made", "uploaded"):
                 await self._end(batch, version, None, "withdrawn")
-                return
-            if batch.state == "creating":
+            elif batch.state == "creating":
                 # It may exist: that is found out first.
                 await self._under_way(batch, version)
-                return
-            if batch.state == "sent":
+            elif batch.state == "sent":
                 await self.apis[batch.endpoint].cancel(batch.remote)
                 batch = replace(batch, state="cancelling", look_at=self._clock.time() + rules.LOOK_CANCELLING)
+                await self.keeping.put_batch(batch, version)
         except InferenceError as error:
-            self._complain(batch, error)
-            batch = replace(batch, look_at=self._clock.time() + rules.LOOK_CANCELLING)
+            await self._put_off(batch, error, rules.LOOK_CANCELLING)
         except Lost:
             return
-        await self._let_go(batch, version)
+
+    @asynccontextmanager
+    async def _claiming(self, what: str) -> AsyncIterator[bool]:
+        """Keep other processes from something while the block runs, and a while longer if this one is killed; False if one is at it."""
+        claim = await self.keeping.claim(what, self.options.claim)
+        if claim is None:
+            yield False
+            return
+        renewing = asyncio.get_running_loop().create_task(self._renew(claim), name="ziggurat-batch-claim")
+        try:
+            yield True
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+            await self.keeping.release(claim)
+
+    async def _renew(self, claim: Claim) -> None:
+        # A claim that is lost all the same does no harm: every change is made to what was read, or not at all.
+        while True:
+            await asyncio.sleep(self.options.claim / 3)
+            await self.keeping.renew(claim, self.options.claim)
 
     async def sweep(self) -> None:
         """Look after what was left behind, as by runs that ended meanwhile: batches, and answers that nobody takes."""
         late = self._clock.time() - FORSAKEN
         for batch in await self.keeping.batches():
-            if batch.look_at < late and batch.held_until < late and batch.endpoint in self.apis:
+            if batch.look_at < late and batch.endpoint in self.apis:
                 await self.advance(batch.id)
         for line, version in await self.keeping.lines(UNTAKEN, 20):
             if line.due >= late:
@@ -142,32 +156,27 @@ class Shipping:
     # -- steps -------------------------------------------------------------------------------------------------------
 
     async def _under_way(self, batch: Batch, version: int) -> None:
-        """Take steps with a claimed batch until it waits for its provider, then let go of it."""
         try:
-            while True:
+            while batch.state != "ended":
                 before = batch.state
                 batch, version = await self._step(batch, version)
-                if batch.state == "ended":
-                    return
                 if batch.state == before or batch.state in ("sent", "cancelling"):
-                    break
-        except Lost:
-            return
+                    return
         except InferenceError as error:
-            self._complain(batch, error)
-            batch = replace(batch, look_at=self._clock.time() + max(_LATER, error.retry_after or 0.0))
-            found = await self.keeping.batch(batch.id)
-            if found is None or found[0].holder != self._holder:
-                return
-            # The newest version is the one that was written before the request which failed.
-            batch, version = replace(found[0], look_at=batch.look_at), found[1]
-        await self._let_go(batch, version)
-
-    async def _let_go(self, batch: Batch, version: int) -> None:
-        try:
-            await self.keeping.put_batch(replace(batch, holder="", held_until=0.0), version)
+            await self._put_off(batch, error, _LATER)
         except Lost:
             return
+
+    async def _put_off(self, batch: Batch, error: InferenceError, wait: float) -> None:
+        """Look after a batch later, since its provider did not do what it was asked."""
+        self._complain(batch, error)
+        # As it stands: the failed request may have come after a change.
+        found = await self.keeping.batch(batch.id)
+        if found is None or found[0].state == "ended":
+            return
+        look_at = self._clock.time() + max(wait, error.retry_after or 0.0)
+        with suppress(Lost):
+            await self.keeping.put_batch(replace(found[0], look_at=look_at), found[1])
 
     async def _step(self, batch: Batch, version: int) -> tuple[Batch, int]:
         api = self.apis[batch.endpoint]
@@ -211,7 +220,7 @@ class Shipping:
 
     async def _create(self, api: BatchApi, batch: Batch, version: int) -> tuple[Batch, int]:
         now = self._clock.time()
-        batch = replace(batch, state="creating", tried_at=now, tries=batch.tries + 1, look_at=now + rules.UNCERTAIN)
+        batch = replace(batch, state="creating", tried_at=now, tries=batch.tries + 1, look_at=now + self.options.claim)
         version = await self.keeping.put_batch(batch, version)
         try:
             remote = await api.create(batch.id, batch.file)
@@ -262,7 +271,7 @@ class Shipping:
             if isinstance(answer, Completion):
                 answered += 1
             await self._settle(line, at, answer, again=again)
-        batch = replace(batch, state="ended", holder="", held_until=0.0)
+        batch = replace(batch, state="ended")
         version = await self.keeping.put_batch(batch, version)
         BATCHES.labels(batch.endpoint, why).inc()
         if remote is not None:
