@@ -56,6 +56,11 @@ class GatewaySettings(Section):
     read_timeout: Seconds = Field(
         60.0, description="How long a client may take to send a request, or to read a piece of an answer."
     )
+    keep_alive: Seconds = Field(
+        15.0,
+        description="How long the client of a stream waits for its first piece before it gets a comment, and again after each; "
+        "from then on an error is an event of the stream.",
+    )
     patience: Seconds = Field(10.0, description="How long a request may wait for limits before it is answered 429.")
     max_in_flight: Positive = Field(2_000, description="Requests under way at a time; more are answered 503.")
     keys: dict[str, GatewayKeySettings] = Field({}, description="Virtual keys, by name, beside those that the command makes.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from aiohttp import web
@@ -14,6 +15,9 @@ from ziggurat.doors.gateway.requests import chat_prompt
 from ziggurat.errors import OutputRefused, ZigguratError
 from ziggurat.inference.router import Router
 from ziggurat.records import Chunk, Prompt
+
+#: A comment, which clients of server-sent events pass over (WHATWG HTML, §9.2).
+KEEP_ALIVE = b": keep-alive\n\n"
 
 
 async def chat(x: Exchange, models: Router) -> web.StreamResponse:
@@ -50,10 +54,16 @@ async def relay(
     """
     async with aclosing(models.stream(prompt)) as chunks:
         try:
-            first = await anext(chunks)
+            first = await _first(x, chunks)
         except OutputRefused as refusal:
             await x.begin()
             await x.write(refused(_said(refusal)))
+            return await x.end()
+        except ZigguratError as error:
+            if x.response is None:
+                raise
+            x.failed = refusal_of(error)
+            await x.write(failed(x.failed))
             return await x.end()
         await x.begin()
         await x.write(write(first))
@@ -66,6 +76,23 @@ async def relay(
             x.failed = refusal_of(error)
             await x.write(failed(x.failed))
     return await x.end()
+
+
+async def _first(x: Exchange, chunks: AsyncGenerator[Chunk, None]) -> Chunk:
+    """Return the first piece. A client that waits long for it gets comments, or a proxy between would take its connection for dead.
+
+    With the first comment the status has been given: an error after it is an event.
+    """
+    waiting = asyncio.ensure_future(anext(chunks))
+    try:
+        while not (await asyncio.wait({waiting}, timeout=x.keep_alive))[0]:
+            await x.begin()
+            await x.write(KEEP_ALIVE)
+    finally:
+        if not waiting.done():  # The client is gone: so is its call, before its stream is closed.
+            waiting.cancel()
+            await asyncio.wait({waiting})
+    return waiting.result()
 
 
 def _said(refusal: OutputRefused) -> str:

@@ -26,10 +26,10 @@ NAME_LENGTH_MAX = 200
 class Bounds:
     """What the gateway bounds of every request."""
 
-    __slots__ = ("body_limit", "read_timeout")
+    __slots__ = ("body_limit", "keep_alive", "read_timeout")
 
-    def __init__(self, body_limit: int, read_timeout: float) -> None:
-        self.body_limit, self.read_timeout = body_limit, read_timeout
+    def __init__(self, body_limit: int, read_timeout: float, keep_alive: float) -> None:
+        self.body_limit, self.read_timeout, self.keep_alive = body_limit, read_timeout, keep_alive
 
 
 class Exchange:
@@ -138,8 +138,15 @@ class Exchange:
         """Return an error as the answer."""
         return self.answer(refusal.body(), refusal.status, refusal.headers())
 
+    @property
+    def keep_alive(self) -> float:
+        """Seconds that the client of a stream waits for its first piece before it gets a comment."""
+        return self._bounds.keep_alive
+
     async def begin(self) -> None:
-        """Begin a stream of events; from here on errors are events."""
+        """Begin a stream of events, unless it has begun; from here on errors are events."""
+        if self.response is not None:
+            return
         headers = {
             "Content-Type": "text/event-stream; charset=utf-8",
             # Proxies that buffer would hold the tokens back.

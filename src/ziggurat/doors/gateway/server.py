@@ -72,7 +72,7 @@ class Gateway:
         self._spenders: dict[Caller, limits.Caller] = {}
         self._today = ""
         self._models, self._settings, self._keys, self._every_second = models, settings, keys, every_second
-        self._bounds = Bounds(settings.body_limit, settings.read_timeout)
+        self._bounds = Bounds(settings.body_limit, settings.read_timeout, settings.keep_alive)
         self._exchanges: set[Exchange] = set()
         self._idle = asyncio.Event()
         self._idle.set()
