@@ -96,7 +96,6 @@ class Follower:
                     await asyncio.sleep(0.5)
                     continue
                 raise self._reader.translate(run, error) from error
-            await self._reader.decode(page)
             for temporal in page.history.events:
                 reading.feed(temporal)
                 for view in _opened(temporal, reading):

@@ -187,7 +187,6 @@ class Listing:
                 page = await self._client.workflow_service.list_workflow_executions(request, retry=True)
             except RPCError as error:
                 raise unreachable(self._link, error) from error
-            await self._reader.decode(page)
             found.extend(page.executions)
             token = page.next_page_token
             if not token:

@@ -10,12 +10,11 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 from msgspec.structs import replace
-from temporalio.api.common.v1 import Payload, WorkflowExecution
+from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType, HistoryEventFilterType, WorkflowExecutionStatus, WorkflowTaskFailedCause
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest, GetWorkflowExecutionHistoryRequest
 from temporalio.client import Client
-from temporalio.converter import PayloadCodec
 from temporalio.service import RPCError, RPCStatusCode
 
 from ziggurat.artifacts import INLINE, Payloads
@@ -157,7 +156,10 @@ def _asked_instead(message: str, recorded: dict[int, tuple[int, str, str]]) -> s
 
 
 class Reader:
-    """Reads runs. Every method raises UnknownName for a run that does not exist, and LayerUnreachable."""
+    """Reads runs. Every method raises UnknownName for a run that does not exist, and LayerUnreachable.
+
+    Payloads are read as they travel: whoever shows one opens it. The codec is for programs, which must find what is stored in memory.
+    """
 
     def __init__(self, client: Client, link: LinkOptions, payloads: Payloads) -> None:
         self._client, self._link, self._payloads = client, link, payloads
@@ -172,7 +174,6 @@ class Reader:
             found = await self._client.workflow_service.describe_workflow_execution(request, retry=True)
         except RPCError as error:
             raise self.translate(run, error) from error
-        await self.decode(found)
         return found
 
     def translate(self, run: str, error: RPCError) -> Exception:
@@ -183,12 +184,6 @@ class Reader:
                 "`ziggurat list` shows the runs that there are."
             )
         return unreachable(self._link, error)
-
-    async def decode(self, message: Any) -> None:
-        """Undo the payload codec, in place."""
-        codec = self._client.data_converter.payload_codec
-        if codec is not None:
-            await _decode_payloads(codec, message)
 
     async def begin(self, run: str, execution: str) -> Reading:
         """Return a reading of an execution that has read nothing of the history yet."""
@@ -212,7 +207,6 @@ class Reader:
                 page = await self._client.workflow_service.get_workflow_execution_history(request, retry=True)
             except RPCError as error:
                 raise self.translate(run, error) from error
-            await self.decode(page)
             for event in page.history.events:
                 reading.feed(event)
             token = page.next_page_token
@@ -397,23 +391,3 @@ def listed_run(info: Any) -> Run:
         parent=run.parent or info.parent_execution.workflow_id,
         state=None,
     )
-
-
-async def _decode_payloads(codec: PayloadCodec, message: Any) -> None:
-    """Undo a codec in every payload of a message."""
-    if isinstance(message, Payload):
-        (decoded,) = await codec.decode([message])
-        message.CopyFrom(decoded)
-        return
-    for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        if field.message_type.GetOptions().map_entry:
-            if field.message_type.fields_by_name["value"].message_type is not None:
-                for item in value.values():
-                    await _decode_payloads(codec, item)
-        elif field.is_repeated:
-            for item in value:
-                await _decode_payloads(codec, item)
-        else:
-            await _decode_payloads(codec, value)
