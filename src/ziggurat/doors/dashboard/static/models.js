@@ -56,7 +56,7 @@ function one(model, repoint, back) {
         h("td.wide", h("b.break", `${route.endpoint}:${route.upstream}`), model.weights.length > 0 && h("span.tag.share", `${Math.round(model.weights[index] * 1000) / 10}% of calls`), !route.replicas.length && h("div.soft.small.break", route.base_url), route.replicas.map(replica), about(route)),
         h("td", route.has_key ? pill(HEALTH[route.breaker] || route.breaker) : [pill("failed"), h("div.bad.small", "its key is not set")], route.cooling > 0 && h("div.small.soft", `left alone for ${span(route.cooling)} after a 429`)),
         h("td.num", count(route.in_flight)), h("td.num", count(route.waiting)),
-        h("td", Object.keys(LIMITS).some((name) => route.limits[name]) && h("div", Object.entries(LIMITS).filter(([name]) => route.limits[name]).map(([name, words]) => h("div.small", `${count(route.limits[name])} ${words}`)))),
+        h("td", Object.keys(LIMITS).some((name) => route.limits[name]) && h("div", Object.entries(LIMITS).filter(([name]) => route.limits[name]).map(([name, words]) => h("div.small", `${count(route.limits[name])} ${route.limits[name] === 1 ? words.replace("calls", "call") : words}`)))),
         h("td.nowrap", route.input_usd_per_million === null ? h("span.soft", "unknown") : `${money(route.input_usd_per_million)} in, ${money(route.output_usd_per_million)} out`, route.usd_per_hour > 0 && h("div.small", `${money(route.usd_per_hour)} an hour`))))))));
 }
 
