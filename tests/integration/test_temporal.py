@@ -21,6 +21,8 @@ from tests.conformance.temporal_servers import TemporalServer, needed, temporal_
 from ziggurat.artifacts import INLINE
 from ziggurat.assembly import System
 from ziggurat.assembly.replaying import check_recording
+from ziggurat.doors.api.control_file import ControlFile
+from ziggurat.doors.api.standstills import SELDOM, Standstills
 from ziggurat.errors import Conflict, LayerUnreachable, UnknownName
 from ziggurat.orchestrator.interface import Orchestrator
 from ziggurat.orchestrator.temporal import wire
@@ -268,6 +270,44 @@ async def test_a_spent_budget_parks_the_run_until_it_is_resumed_with_more(server
         kinds = [event.kind for event in await orchestrator.history(name)]
         assert kinds.index("run_parked") < kinds.index("run_resumed")
         await _reads_as_it_was_driven(orchestrator, name)
+
+
+async def test_runs_that_stand_still_are_told_of_once(server: TemporalServer, tmp_path: Path) -> None:
+    async with system(tmp_path, settings_text(server)) as orchestrator:
+        names = [f"stands{next(_numbers)}" for _ in range(2)]
+        file = ControlFile(tmp_path / "control.db")
+        told, known = Standstills(file, orchestrator, ["parked", "waiting"]), 0.0
+
+        async def look() -> list[tuple[str, str]]:
+            nonlocal known
+            known += SELDOM
+            found = []
+            for event, seen in await told.look(known):
+                await file.write(lambda db, event=event, seen=seen: told.write(db, event, seen))  # type: ignore[misc]
+                told.written(event, seen)
+                found += [(event, one.run.id) for one in seen.new]
+            return found
+
+        async def until(wanted: set[tuple[str, str]]) -> None:
+            heard: list[tuple[str, str]] = []
+            async with asyncio.timeout(PATIENCE):  # Lists hear of it some moments later.
+                while not wanted <= set(heard):
+                    heard += await look()
+                    await asyncio.sleep(0.1)
+            assert sorted(heard) == sorted(wanted)
+
+        assert await look() == []
+        assert await told.look(known + SELDOM / 2) == []  # Each look costs questions.
+        payload = Raw(p.signals.arguments.encode((["a"],), {}))
+        await orchestrator.start(StartRequest(workflow=p.signals.name, payload=payload, id=names[0]))
+        spending = Raw(spends.arguments.encode((names[1],), {}))
+        await orchestrator.start(StartRequest(workflow=spends.name, payload=spending, id=names[1], budget_usd=0.4))
+        await until({("waiting", names[0]), ("parked", names[1])})
+        again = Standstills(file, orchestrator, ["parked", "waiting"])
+        assert [seen.new for _, seen in await again.look(known + SELDOM)] == [[], []]
+        for name in names:
+            await orchestrator.cancel(name)
+        file.close()
 
 
 async def test_a_tree_that_was_parked_and_resumed_reads_and_replays_as_it_was_driven(

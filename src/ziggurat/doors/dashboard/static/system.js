@@ -35,9 +35,10 @@ export function queuesPage({ main, every }) {
 }
 
 export function workersPage({ main, every }) {
-  const body = h("div"), rate = h("p.lede");
-  fill(main, h("div.head", h("div", h("h1", "Workers"), rate)), body);
-  const ended = [];
+  const body = h("div"), rate = h("p.lede"), plot = h("div.grid", { hidden: true });
+  fill(main, h("div.head", h("div", h("h1", "Workers"), rate)), plot, body);
+  const ended = [], rates = [], slotsBusy = [];
+  const perSecond = (n) => `${n.toFixed(n < 10 ? 1 : 0)} a second`;
   every(2000, async () => {
     const { workers } = await get("/workers");
     ended.push([Date.now() / 1000, workers.reduce((sum, one) => sum + one.ended, 0)]);
@@ -45,6 +46,9 @@ export function workersPage({ main, every }) {
     const [first, last] = [ended[0], ended.at(-1)];
     const per = ended.length > 1 && last[0] > first[0] ? Math.max(0, (last[1] - first[1]) / (last[0] - first[0])) : 0;
     const slots = workers.reduce((sum, one) => sum + one.slots, 0), busy = workers.reduce((sum, one) => sum + one.busy, 0);
+    for (const [samples, value] of [[rates, per], [slotsBusy, busy]]) { samples.push(value); if (samples.length > KEPT) samples.shift(); }
+    plot.hidden = !workers.length;
+    fill(plot, h("section.panel", { "aria-label": "Attempts that ended" }, plotted("Attempts that ended", rates, perSecond)), h("section.panel", { "aria-label": "Slots busy" }, plotted("Slots busy", slotsBusy, count)));
     rate.textContent = workers.length ? `${count(busy)} of ${count(slots)} slots busy, ${per.toFixed(per < 10 ? 1 : 0)} attempts a second` : "";
     fill(body, workers.length ? h("div.panel.flush", h("div.scroll", { tabindex: "0", role: "region", "aria-label": "Workers" }, h("table.stack", h("thead", h("tr", ["Worker", "Pool", "State", "Busy", "Running", "Queues", "Since"].map((name) => h("th", name)))),
       h("tbody", workers.map((one) => h("tr", h("td.wide", h("b", one.name), h("div.soft.small", `${one.host}, process ${one.pid}${one.region ? `, ${one.region}` : ""}`)), h("td", one.pool),
