@@ -66,6 +66,8 @@ class Plant:
         #: A worker that nothing kills, to see what it comes to hold over hours.
         self.spared: subprocess.Popen[bytes] | None = None
         self._up: set[int] = set()
+        #: When the orchestrator was started last.
+        self._began = 0.0
         #: How many workers were started, and exit codes of those that ended by themselves.
         self.started = 0
         self.ended: list[int] = []
@@ -86,6 +88,7 @@ class Plant:
             return subprocess.Popen(command, cwd=self.folder, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def start_orchestrator(self) -> None:
+        self._began = time.monotonic()
         self.orchestrator = self._start("orchestrator", "serve", "--no-workers", "--no-api")
 
     def kill_orchestrator(self) -> None:
@@ -165,8 +168,8 @@ class Plant:
     # -- the orchestrator ----------------------------------------------------------------------------------------
 
     async def ask(self, verb: Callable[[RemoteOrchestrator], Awaitable[T]], patience: float = UP) -> T:
-        """Ask the orchestrator, whichever process it is at the time, until one answers."""
-        deadline = time.monotonic() + patience
+        """Ask the orchestrator, whichever process it is at the time, until one answers. Each process has so long."""
+        asked = time.monotonic()
         while True:
             remote = None
             try:
@@ -174,7 +177,7 @@ class Plant:
                 return await verb(remote)
             except LayerUnreachable:
                 await self._forget(remote)
-                if time.monotonic() > deadline:
+                if time.monotonic() > max(asked, self._began) + patience:
                     raise AssertionError(f"The orchestrator does not answer: {self._stack()}") from None
                 await asyncio.sleep(0.1)
 

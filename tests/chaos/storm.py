@@ -10,6 +10,7 @@ pause                of the Redis server: it does not answer for a while
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import subprocess
 import time
@@ -21,7 +22,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from tests.chaos.errands import Errand, doomed, result_of, tour
-from tests.chaos.plant import Plant
+from tests.chaos.plant import UP, Plant
 from tests.conformance.redis_servers import RedisServer
 from ziggurat.records import ENDED, Event, Run, RunFilter, StartRequest
 
@@ -101,6 +102,8 @@ class Storm:
         #: What a thawed worker did too late, by the number of the thaw.
         self._excused: dict[int, Effect] = {}
         self.seconds = 0.0
+        #: Set once all runs have ended: no other fault begins.
+        self._over = asyncio.Event()
         self.unended = len(self.tours) + len(self.poisons)
 
     # -- what is drawn ---------------------------------------------------------------------------------------------
@@ -170,6 +173,10 @@ class Storm:
         except TimeoutError:
             raise AssertionError(f"{self!r}\nThe runs did not end: {await self._report()}") from None
         finally:
+            # A fault that has begun is seen through: a server that was paused or killed as the last run ended must be there afterwards.
+            self._over.set()
+            if trouble is None:
+                await asyncio.wait([raging], timeout=UP)
             for task in (raging, tending):
                 task.cancel()
             await asyncio.gather(raging, tending, return_exceptions=True)
@@ -224,7 +231,11 @@ class Storm:
 
     async def _faults(self) -> None:
         for fault in self.schedule:
-            await asyncio.sleep(fault.after)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(fault.after):
+                    await self._over.wait()
+            if self._over.is_set():
+                return
             await self._strike(fault)
             self.done[fault.kind] += 1
 

@@ -61,12 +61,12 @@ SETTINGS = """
 class Up:
     """A running `ziggurat up --json`, and what it said last."""
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: Project, *arguments: str) -> None:
         self.project = project
-        self.process = project.begin("up", "--json", "--no-api", "--interval", "0.1")
+        self.process = project.begin("up", "--json", "--interval", "0.1", *(arguments or ("--no-api",)))
         assert self.process.stdout is not None
-        described = json.loads(self.process.stdout.readline())
-        assert described["pid"] == self.process.pid
+        self.described = json.loads(self.process.stdout.readline())
+        assert self.described["pid"] == self.process.pid
         self.last: dict[str, Any] = {}
         self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()

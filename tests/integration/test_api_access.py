@@ -77,6 +77,7 @@ MATRIX: dict[tuple[str, str], tuple[str, bool, Any]] = {
     ("PUT", "/api/v1/models/{alias}"): ("operator", True, {"routes": ["local:smollm2"]}),
     ("POST", "/api/v1/models/{alias}/rollback"): ("operator", True, None),
     ("GET", "/metrics"): ("viewer", True, None),
+    ("GET", "/metrics/targets"): ("viewer", True, None),
     ("GET", "/api/v1/session"): ("viewer", False, None),
     ("POST", "/api/v1/session"): ("anyone", False, {"key": "zk_wrong"}),
     ("DELETE", "/api/v1/session"): ("anyone", False, None),

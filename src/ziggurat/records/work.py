@@ -208,6 +208,8 @@ class Presence(Struct, frozen=True, omit_defaults=True, kw_only=True):
     #: Attempts that ended since it started.
     ended: int = 0
     started_at: float = 0.0
+    #: Where its process answers GET /metrics, as host:port; empty for nowhere.
+    metrics: str = ""
     #: When it showed itself last, by the queue's clock; the queue fills it in.
     seen_at: float = 0.0
 

@@ -1,4 +1,4 @@
-"""The settings of telemetry: traces and logs. Metrics need none."""
+"""The settings of telemetry: traces, metrics and logs."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ class TelemetrySettings(Section):
         None, description="The share of runs that are traced; that of OTEL_TRACES_SAMPLER_ARG, or all, by default."
     )
     content: bool = Field(False, description="Record in traces what models were asked and what they answered.")
+    metrics: bool = Field(
+        True,
+        description="Let every worker process serve /metrics, /healthz and /readyz on a port of its own, any free one without "
+        "`--health-port`, and name it in `ziggurat workers` and `GET /metrics/targets`. Where queues cannot show workers, only "
+        "`--health-port` does.",
+    )
+    metrics_host: str = Field(
+        "127.0.0.1",
+        description="The address of such ports, and of `--health-port`; 0.0.0.0 for probes and a Prometheus elsewhere. "
+        "No key is asked for.",
+    )
     logs: Annotated[Literal["text", "json"], Shown('"text" \\| "json"')] = Field(
         "text", description="How processes that stay write their logs."
     )

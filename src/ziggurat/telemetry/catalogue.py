@@ -94,6 +94,12 @@ POLL_AGE = _oldest("ziggurat_worker_poll_age_seconds", "Age of the last successf
 POOL_WORKERS = _gauge(
     "ziggurat_pool_workers", "Worker processes of a pool, by state: starting, ready, draining.", "pool", "state"
 )
+POOL_ENDED = _counter(
+    "ziggurat_pool_attempts_ended_total",
+    "Attempts that ended in the worker processes of a pool, those that are gone included.",
+    "pool",
+)
+POOL_SECONDS = _counter("ziggurat_pool_attempt_seconds_total", "Time that those attempts ran.", "pool")
 POOL_WANTED = _gauge(
     "ziggurat_pool_wanted_workers", "Worker processes that a pool wants, and what bound the choice.", "pool", "constraint"
 )

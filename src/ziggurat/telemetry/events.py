@@ -249,6 +249,9 @@ WORKER_REPLACED = LogEvent("pool.worker_replaced", "error", "A worker of the poo
 WORKER_ENDED = LogEvent("pool.worker_ended", "info", "The worker {worker} ended with code {code} and is started anew.")
 WORKER_CRASHED = LogEvent("pool.worker_crashed", "warning", "{what} The next one is started in {seconds:g} s.", "pool")
 WORKER_BABBLES = LogEvent("pool.worker_babbles", "warning", "The worker {worker} said something that is not a status.")
+METRICS_NOT_SERVED = LogEvent(
+    "worker.metrics_not_served", "warning", "No port of {host} can be had for metrics ({error}); this worker shows none."
+)
 
 # -- inference -------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What a worker process says of itself over HTTP, on loopback: /healthz, /readyz and /metrics.
+"""What a worker process says of itself over HTTP: /healthz, /readyz and /metrics.
 
     /healthz   200 while the last successful poll of the queue is young enough, else 503: restart this process
     /readyz    200 while it takes work, else 503 with the reason
@@ -10,11 +10,12 @@ A process that is alive but no longer hears its queue looks healthy to everythin
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
+import selectors
+import socket
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -22,11 +23,10 @@ from ziggurat.clock import Clock
 from ziggurat.telemetry import CONTENT_TYPE, metrics_text
 from ziggurat.workers.worker import Worker
 
-if TYPE_CHECKING:
-    from aiohttp import web
-
 #: Age in seconds of the last successful poll at which a worker counts as dead.
 MAX_POLL_AGE = 60.0
+#: Callers that are answered at a time.
+CALLERS = 16
 
 
 class Health:
@@ -68,10 +68,13 @@ class Health:
 
 
 class HealthServer:
-    """Serves the answers of a `Health` on loopback, from a thread of its own.
+    """Serves the answers of a `Health` on loopback, from threads of its own.
 
     A task that computes on the workers' event loop delays their next poll, not the answer that says how old the last one is: a probe
     with a time limit of a second must not kill a worker for half a minute of arithmetic.
+
+    Every worker process has one, so it is the plainest that there is: a web framework costs a third of a second to import and an event
+    loop to run, this a hundredth. What it gives is small, and asked for a few times a minute.
 
     Args:
         port: where to listen; 0 lets the system choose, and `port` says after `start` what it chose.
@@ -81,60 +84,57 @@ class HealthServer:
     def __init__(self, health: Health, port: int, host: str = "127.0.0.1") -> None:
         self._health = health
         self.host, self.port = host, port
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop = asyncio.Event()
         self._thread: threading.Thread | None = None
+        #: Closing one end ends the thread.
+        self._waker: socket.socket | None = None
 
     async def start(self) -> None:
         """Begin to listen. Raises OSError if the port is taken."""
-        listening: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(listening)), name="ziggurat-health", daemon=True)
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        listener = socket.create_server((self.host, self.port), family=family, backlog=CALLERS)
+        self.port = listener.getsockname()[1]
+        self._waker, woken = socket.socketpair()
+        self._thread = threading.Thread(target=self._serve, args=(listener, woken), name="ziggurat-health", daemon=True)
         self._thread.start()
-        await asyncio.wrap_future(listening)
 
     async def close(self) -> None:
         """Stop listening."""
         thread, self._thread = self._thread, None
-        if thread is not None:
-            if self._loop is not None:
-                with contextlib.suppress(RuntimeError):  # It never listened, and its loop has ended.
-                    self._loop.call_soon_threadsafe(self._stop.set)
+        if thread is not None and self._waker is not None:
+            self._waker.close()
             await asyncio.to_thread(thread.join, 5.0)
 
-    async def _serve(self, listening: concurrent.futures.Future[None]) -> None:
-        # Here, because a worker without a health port should not pay a third of a second for a web server.
-        from aiohttp import web
+    def _serve(self, listener: socket.socket, woken: socket.socket) -> None:
+        callers = threading.BoundedSemaphore(CALLERS)
+        with listener, woken, selectors.DefaultSelector() as selector:
+            selector.register(listener, selectors.EVENT_READ)
+            selector.register(woken, selectors.EVENT_READ)
+            while all(key.fileobj is listener for key, _ in selector.select()):
+                try:
+                    connection, address = listener.accept()
+                except OSError:
+                    continue  # The caller hung up, or there is no file descriptor left; others may be luckier.
+                # One that is slow to ask takes nobody's turn; of many, the last are turned away.
+                if callers.acquire(blocking=False):
+                    threading.Thread(target=self._answer, args=(connection, address, callers), daemon=True).start()
+                else:
+                    connection.close()
 
-        async def healthz(_: web.Request) -> web.Response:
-            return _answer(*self._health.alive())
+    def _answer(self, connection: socket.socket, address: Any, callers: threading.BoundedSemaphore) -> None:
+        # Here, because only a process that was asked needs it.
+        from ziggurat.workers.probes import Probe
 
-        async def readyz(_: web.Request) -> web.Response:
-            return _answer(*self._health.ready())
+        with connection, contextlib.suppress(OSError):
+            try:
+                Probe(connection, address, self._look)
+            finally:
+                callers.release()
 
-        async def metrics(_: web.Request) -> web.Response:
-            return web.Response(body=metrics_text(), headers={"Content-Type": CONTENT_TYPE})
-
-        self._loop = asyncio.get_running_loop()
-        app = web.Application()
-        app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)])
-        # Signals are the process's business, and only its main thread could take them anyway.
-        runner = web.AppRunner(app, access_log=None, handle_signals=False)
-        try:
-            await runner.setup()
-            await web.TCPSite(runner, self.host, self.port).start()
-        except Exception as error:
-            await runner.cleanup()
-            listening.set_exception(error)
-            return
-        self.port = runner.addresses[0][1]
-        listening.set_result(None)
-        await self._stop.wait()
-        await runner.cleanup()
-
-
-def _answer(well: bool, body: dict[str, Any]) -> web.Response:
-    from aiohttp import web
-
-    return web.Response(
-        status=200 if well else 503, body=msgspec.json.encode({"ok": well, **body}), content_type="application/json"
-    )
+    def _look(self, path: str) -> tuple[int, str, bytes] | None:
+        """Return status, type and body of an answer, or None if there is nothing at this path."""
+        if path == "/metrics":
+            return 200, CONTENT_TYPE, metrics_text()
+        if path in ("/healthz", "/readyz"):
+            well, body = self._health.alive() if path == "/healthz" else self._health.ready()
+            return 200 if well else 503, "application/json", msgspec.json.encode({"ok": well, **body})
+        return None

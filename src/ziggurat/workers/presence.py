@@ -14,6 +14,7 @@ from ziggurat.clock import Clock
 from ziggurat.errors import QueueUnavailable
 from ziggurat.queues.interface import Queue
 from ziggurat.records import Presence
+from ziggurat.telemetry.served import served
 from ziggurat.workers.options import ENDINGS, Tally, WorkerOptions
 
 #: Seconds between two records, and for how long each holds: a worker that was killed is gone after that.
@@ -64,6 +65,7 @@ class Showing:
             trouble=worker.trouble(),
             ended=sum(getattr(worker.tally, status) for status in ENDINGS),
             started_at=self._started_at,
+            metrics=served(),
         )
 
     async def run(self, stopping: asyncio.Event) -> None:

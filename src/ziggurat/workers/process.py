@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from ziggurat.clock import Clock, SystemClock
 from ziggurat.telemetry import catalogue, events
+from ziggurat.telemetry.served import reachable_host, set_served
 from ziggurat.workers.health import MAX_POLL_AGE, Health, HealthServer
 from ziggurat.workers.options import ENDINGS
 from ziggurat.workers.orphans import watch_pool
@@ -76,6 +77,8 @@ class ProcessOptions(Struct, frozen=True, kw_only=True):
     #: Port of /healthz, /readyz and /metrics; None for none, 0 for any free one.
     health_port: int | None = None
     health_host: str = "127.0.0.1"
+    #: Whether a port that cannot be had is no reason to end: nobody asked for that one.
+    health_is_courtesy: bool = False
     #: Age in seconds of the last successful poll at which /healthz fails.
     max_poll_age: float = MAX_POLL_AGE
     #: False for a process that is ready without workers of its own.
@@ -105,14 +108,7 @@ async def serve(
     """
     options = options or ProcessOptions()
     told = _Told(workers, hurry)
-    server: HealthServer | None = None
-    if options.health_port is not None:
-        server = HealthServer(
-            Health(workers, clock or SystemClock(), options.max_poll_age, works=options.works),
-            options.health_port,
-            options.health_host,
-        )
-        await server.start()
+    server = await _health_server(workers, options, clock or SystemClock())
     if options.status_fd is not None:
         # The pool holds no more than one grace period against us; what comes after that is hanging.
         patience = max((worker.options.grace for worker in workers()), default=0.0) + HANGING
@@ -130,7 +126,25 @@ async def serve(
         beats.cancel()
         await asyncio.gather(beats, return_exceptions=True)
         if server is not None:
+            set_served("", 0)
             await server.close()
+
+
+async def _health_server(workers: Callable[[], Sequence[Worker]], options: ProcessOptions, clock: Clock) -> HealthServer | None:
+    """Start the health server that is asked for. Raises OSError if that is impossible, and it is no courtesy."""
+    if options.health_port is None:
+        return None
+    health = Health(workers, clock, options.max_poll_age, works=options.works)
+    server = HealthServer(health, options.health_port, options.health_host)
+    try:
+        await server.start()
+    except OSError as error:
+        if not options.health_is_courtesy:
+            raise
+        events.METRICS_NOT_SERVED(host=options.health_host, error=error)
+        return None
+    set_served(reachable_host(server.host), server.port)
+    return server
 
 
 class _Told:

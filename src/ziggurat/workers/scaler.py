@@ -12,7 +12,7 @@ from ziggurat.errors import QueueUnavailable
 from ziggurat.queues.interface import Queue
 from ziggurat.records import Depth
 from ziggurat.telemetry import events
-from ziggurat.telemetry.catalogue import POOL_WANTED, POOL_WORKERS
+from ziggurat.telemetry.catalogue import POOL_ENDED, POOL_SECONDS, POOL_WANTED, POOL_WORKERS
 from ziggurat.workers.autoscale import Decision, Load, Meter, Policy, Recent, Standstill, Stats, desired
 from ziggurat.workers.pools.interface import PoolSeen, WorkerPool
 from ziggurat.workers.quota import Appetite, Quotas
@@ -67,7 +67,13 @@ class Scaler:
 
     async def run(self) -> None:
         """Look and scale until cancelled. While the queue is unavailable the pool stays as it is."""
-        stops = [POOL_WORKERS.watch(self._workers), POOL_WANTED.watch(self._wanted)]
+        stops = [
+            POOL_WORKERS.watch(self._workers),
+            POOL_WANTED.watch(self._wanted),
+            # Here, because what a worker counted goes with it, and a pool that breathes loses workers between two scrapes.
+            POOL_ENDED.watch(lambda: {(self.pool.name,): float(self.seen.ended)}),
+            POOL_SECONDS.watch(lambda: {(self.pool.name,): self.seen.seconds}),
+        ]
         try:
             await self._run()
         finally:

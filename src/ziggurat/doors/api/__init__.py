@@ -31,6 +31,7 @@
     GET    /api/v1/audit                   AuditPage   admin; ?before=&action=&actor=
     GET    /api/v1/webhooks                WebhookList admin; POST /{id}/redeliver
     GET    /healthz /readyz /metrics
+    GET    /metrics/targets                [Target]    where worker processes show theirs, as Prometheus's HTTP service discovery takes it
 
     PUT    /api/v1/models/{alias}          SwitchList    SwitchOrder: point an alias elsewhere
     POST   /api/v1/models/{alias}/rollback SwitchList

@@ -18,6 +18,7 @@ from ziggurat.doors.api import (
     orders,
     runs,
     schedules,
+    scraping,
     sessions,
     switching,
     uploads,
@@ -62,6 +63,7 @@ def build_app(hub: Hub, *, open_here: bool) -> FastAPI:
         api.include_router(router)
     app.include_router(api)
     app.include_router(health.router)
+    app.include_router(scraping.router)
     handle_errors(app)
     add_dashboard(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

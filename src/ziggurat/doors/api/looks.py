@@ -112,6 +112,7 @@ async def list_workers(request: Request) -> views.WorkerList:
             draining=worker.draining,
             trouble=worker.trouble,
             ended=worker.ended,
+            metrics=worker.metrics,
             started_at=shapes.moment(worker.started_at),
             seen_at=shapes.moment(worker.seen_at),
         )

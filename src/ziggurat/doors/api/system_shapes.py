@@ -59,6 +59,7 @@ class WorkerView(Answer):
     draining: bool
     trouble: str
     ended: int = Field(description="Attempts that ended since it started.")
+    metrics: str = Field(description="Where its process answers GET /metrics, as host:port; empty for nowhere.")
     started_at: datetime | None
     seen_at: datetime | None
 

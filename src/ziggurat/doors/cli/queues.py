@@ -107,6 +107,7 @@ def worker_object(worker: Presence) -> dict[str, Any]:
         "running": worker.running,
         "ended": worker.ended,
         "trouble": worker.trouble,
+        "metrics": worker.metrics,
         "started_at": iso(worker.started_at),
         "seen_at": iso(worker.seen_at),
     }

@@ -96,7 +96,7 @@ def work(pools: list[str] | None, options: ProcessOptions, config: Path | None, 
     from ziggurat.settings import load_settings
 
     system = System(load_settings(config), orchestrate=False, pools=pools or None)
-    return run_hosting(stay(system, options, as_json))
+    return run_hosting(stay(system, options, as_json, shows_metrics=True))
 
 
 def nursery(descriptor: Annotated[int, typer.Argument(hidden=True)]) -> None:
@@ -155,6 +155,7 @@ async def stay(
     as_json: bool,
     serving: AbstractAsyncContextManager[ApiServer] | None = None,
     view: View | None = None,
+    shows_metrics: bool = False,
 ) -> int:
     """Keep a system running until the process is asked to end, and return its exit code."""
     from ziggurat.doors.cli.logs import show_logs
@@ -177,13 +178,23 @@ async def stay(
             code = await look_after(
                 system.workers,
                 system.drain,
-                options,
+                _with_metrics(system, options, unasked=shows_metrics),
                 started=lambda server: None if managed or live else _tell(system, getattr(server, "port", None), url, as_json),
                 hurry=hurry,
             )
     if not managed:
         say(view.last_word() if view is not None else "Stopped. What is unfinished goes on at the next start.")
     return code
+
+
+def _with_metrics(system: System, options: ProcessOptions, *, unasked: bool) -> ProcessOptions:
+    """Return the options with a port for metrics: the one asked for, or any free one where others can find it."""
+    from msgspec.structs import replace
+
+    wanted = system.settings.telemetry
+    if options.health_port is None and unasked and wanted.metrics and system.queue.capabilities.presence:
+        return replace(options, health_port=0, health_host=wanted.metrics_host, health_is_courtesy=True)
+    return replace(options, health_host=wanted.metrics_host)
 
 
 def _facts(system: System, url: str) -> dict[str, str]:

@@ -304,10 +304,12 @@ class WireWorker(Struct):
     ended: int
     started_at: Moment
     seen_at: Moment
+    #: A server of before it does not tell.
+    metrics: str = ""
 
     def record(self) -> Presence:
         """Return it as a record."""
-        names = ("pool", "host", "pid", "region", "slots", "busy", "running", "draining", "trouble", "ended")
+        names = ("pool", "host", "pid", "region", "slots", "busy", "running", "draining", "trouble", "ended", "metrics")
         return Presence(
             worker=self.name,
             queues=tuple(self.queues),
