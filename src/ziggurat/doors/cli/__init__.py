@@ -33,6 +33,7 @@ from ziggurat.doors.cli import (
     verbs,
 )
 from ziggurat.doors.cli.common import INTERRUPTED, answer, report, say
+from ziggurat.doors.cli.cut import end_quietly, is_cut
 from ziggurat.doors.cli.logs import show_logs
 from ziggurat.errors import ConfigurationError
 
@@ -131,15 +132,22 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def run_command(arguments: list[str]) -> int:
     """Run a command and return its exit code; every failure has been reported by then."""
     try:
+        return _run_command(arguments)
+    except (Exception, SystemExit) as error:
+        if not is_cut(error):
+            raise
+        return end_quietly()
+
+
+def _run_command(arguments: list[str]) -> int:
+    try:
         code = app(arguments, standalone_mode=False, prog_name="ziggurat")
         sys.stdout.flush()
     except KeyboardInterrupt:
         say("Interrupted.")
         return INTERRUPTED
     except (Exception, SystemExit) as error:
-        # The reader of our output is gone, as in `ziggurat list | head`; nothing is left to tell it. Typer makes an exit of it.
-        if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+        if is_cut(error):
+            return end_quietly()
         return report(error, as_json="--json" in arguments)
     return code if isinstance(code, int) else 0
