@@ -332,6 +332,16 @@ def test_signatures_are_those_of_standard_webhooks() -> None:
             read_secret("x", wrong)
 
 
+async def noted(caller: Caller, count: int) -> list[dict[str, Any]]:
+    """Wait until so many deliveries are noted, a moment after they were heard: what is not noted is sent again by the next server."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            shown: list[dict[str, Any]] = (await caller.ok("GET", "/webhooks"))["deliveries"]
+            if len(shown) == count and all(one["delivered_at"] for one in shown):
+                return shown
+            await asyncio.sleep(0.01)
+
+
 async def test_a_webhook_hears_of_each_end_once_after_failures_and_restarts(
     tmp_path: Path, receiver: tuple[Receiver, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,11 +359,7 @@ async def test_a_webhook_hears_of_each_end_once_after_failures_and_restarts(
         async with asyncio.timeout(PATIENCE):
             while len(hearing.heard) < 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        shown: list[dict[str, Any]] = []
-        async with asyncio.timeout(PATIENCE):
-            # Noted a moment after it was heard; what is not noted is sent again.
-            while not shown or not all(one["delivered_at"] for one in shown):
-                shown = (await first.ok("GET", "/webhooks"))["deliveries"]
+        shown = await noted(first, 1)
         assert [(one["run"], one["event"], one["webhook"]) for one in shown] == [("one", "run.completed", "crm")]
         await first.server.hub.webhooks.close()
         await first.ok("POST", "/runs", {"workflow": "review", "input": {"title": "t"}, "id": "three"})
@@ -421,6 +427,7 @@ async def test_a_webhook_hears_of_runs_that_stand_still_once_each_time(
         # Resumed without more money, it is parked again, which is another standstill.
         await first.ok("POST", "/runs/poor/resume")
         assert (await heard(3))[2] == ("run.parked", "poor")
+        await noted(first, 3)
     async with api(tmp_path, *program, webhooks=hooks, **more) as second:
         await second.ok("POST", "/runs", {"workflow": "review", "input": {"title": "t"}, "id": "later"})
         assert (await heard(4))[3] == ("run.waiting", "later")

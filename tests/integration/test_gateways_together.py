@@ -173,6 +173,12 @@ async def test_two_gateways_are_one_to_their_keys_and_a_killed_one_leaves_nothin
         assert much_took >= 0.9 * least - 0.5
         assert {body["error"]["code"] for status, body in poor if status != 200} == {"insufficient_quota"}
 
+        async def written() -> bool:
+            rows = await asyncio.to_thread(costs, [tmp_path / ".ziggurat" / "ledger.db"], ("key",))
+            return {("often", 30), ("much", 40)} <= {(row.group[0], row.calls) for row in rows}
+
+        # Rows come to the ledger a moment after the answers, and those of one that is killed before do not.
+        await until(written, "all answers are in the ledger")
         # One holds both slots of the narrow endpoint and is killed; the other has them a lease later.
         held = [asyncio.create_task(two.ask(0, "rich", f"slowly, {number}", "narrow")) for number in range(2)]
 

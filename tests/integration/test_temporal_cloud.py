@@ -137,7 +137,7 @@ async def test_a_run_completes_over_tls(
         name = f"tls{next(_numbers)}"
         payload = Raw(p.line.arguments.encode((name,), {}))
         await system.orchestrator.start(StartRequest(workflow=p.line.name, payload=payload, id=name))
-        assert (await system.orchestrator.wait(name, 60.0)).result == Raw(b"3")
+        assert (await system.orchestrator.wait(name, 120.0)).result == Raw(b"3")
 
 
 async def test_what_is_wrong_with_the_connection_is_said_in_one_sentence(
@@ -174,7 +174,7 @@ def test_a_wrong_key_ends_a_command_with_exit_code_three(
     file = settings(tmp_path, doors[0].address, ca(doors[0]), 'api_key = "env:WRONG"')
     done = subprocess.run(
         [sys.executable, "-m", "ziggurat", "list", "--config", str(file)],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr.count("\n")) == (3, 1)
     assert "it takes another api_key" in done.stderr
