@@ -21,7 +21,7 @@ from ziggurat.settings import Settings
 #: The file that holds the runs, from the settings' folder. Beside it: the server's log, and while it runs, where its Web UI is.
 FILE = ".ziggurat/temporal.db"
 #: Seconds that the server has to answer after its start, and to end.
-_START, _STOP = 30.0, 10.0
+_START, _STOP = 90.0, 10.0
 _HERE = ("localhost", "127.0.0.1", "::1", "[::1]")
 
 

@@ -31,6 +31,8 @@ from ziggurat.workers.attempt import Attempt
 
 #: Seconds between SIGTERM, at which a task's `finally` blocks run, and SIGKILL.
 TERM_GRACE = 1.0
+#: Seconds until a child whose pipe is closed counts as one that goes on all the same: the kernel may be busy with its core.
+EXIT_LIMIT = 20.0
 #: Seconds that a child may take to start: Python, Ziggurat and the app's modules.
 START_LIMIT = 120.0
 #: Longest line in bytes: a result at the payload limit, escaped.
@@ -126,8 +128,10 @@ class Child:
 
     async def exit_code(self) -> int | None:
         """Return the exit code once the process has ended, or None if it goes on although its pipe is closed."""
+        # Not wait_for, here and below, which before Python 3.12 loses a cancellation that comes as the awaited is done.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.process.wait(), TERM_GRACE)
+            async with asyncio.timeout(EXIT_LIMIT):
+                await self.process.wait()
         return self.process.returncode
 
     async def end(self, *, politely: bool) -> None:
@@ -230,7 +234,8 @@ class ChildPool:
         child = Child(process)
         try:
             await child.tell(_start(self._bootstrap))
-            said = await asyncio.wait_for(child.hear(), START_LIMIT)
+            async with asyncio.timeout(START_LIMIT):
+                said = await child.hear()
         except TimeoutError:
             await self._end(child, politely=False)
             raise ConfigurationError(f"A child process for process=True tasks was not ready after {START_LIMIT:g} s.") from None

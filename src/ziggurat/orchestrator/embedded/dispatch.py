@@ -216,7 +216,8 @@ class Dispatcher:
             self._told_full = now
             events.SEND_REFUSED(error=self._full)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), _RETRY)
+            async with asyncio.timeout(_RETRY):
+                await self._wake.wait()
         self._wake.set()
 
     def _sent(self, messages: list[Message]) -> None:
