@@ -76,7 +76,8 @@ def misfit(prompt: Prompt, capabilities: Capabilities) -> str:
     for kind, taken in (("image", capabilities.vision), ("file", capabilities.files)):
         if kind in kinds and not taken:
             setting = "vision" if kind == "image" else "files"
-            return f"it takes no {kind}s; name a route that does, or set capabilities.{setting} = true for the model if it does"
+            remedy = f"set {setting} = true in [inference.models.{prompt.model}.capabilities] if it does"
+            return f"it takes no {kind}s; name a route that does, or {remedy}"
     return ""
 
 
