@@ -27,7 +27,7 @@ SHELLS = ("bash", "console", "sh", "shell")
 #: Commands that a reader runs once to prepare a machine.
 NOT_RUN = ("cd ", "git clone ", "make ", "pip install ", "python -m pip install ", "uv ")
 #: Seconds for one command or one Python block.
-COMMAND_TIMEOUT = 60.0
+COMMAND_TIMEOUT = 150.0
 
 
 class BlockFailed(Exception):

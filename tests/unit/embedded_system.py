@@ -20,7 +20,7 @@ from ziggurat.records import Run, StartRequest
 from ziggurat.workers.options import WorkerOptions
 from ziggurat.workers.worker import Worker
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class System:

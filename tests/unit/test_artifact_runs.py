@@ -29,7 +29,7 @@ from ziggurat.records import Event, Run, RunFilter, StartRequest
 from ziggurat.workers.options import WorkerOptions
 from ziggurat.workers.worker import Worker
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 KEYS = {"a": b"a" * 32, "b": b"b" * 32}
 LIMIT = 200
 SECRET = "secret-" * 100
