@@ -28,7 +28,7 @@ class TemporalOptions(Struct, frozen=True, kw_only=True):
     retention: float | None = None
     artifact_grace: float = 86_400.0
     #: How often someone who waits for a run looks whether it is parked by another process, at first and at most.
-    look: float = 1.0
+    look: float = 2.0
     look_most: float = 10.0
     #: With `native`: attempts of the queue "default" that this process takes at a time. 0: no pool here serves it.
     eager: int = 0
