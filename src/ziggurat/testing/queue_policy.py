@@ -242,7 +242,7 @@ class PolicyPromises(QueueHarness):
 
     async def test_storage_returns_to_its_baseline(self) -> None:
         # Hundreds of messages are taken and settled within one lease, on a busy machine too.
-        lease = self.lease if self.exact_time else 10 * self.lease
+        lease = self.lease if self.exact_time else 5 * self.lease
         async with self.opened(lease=lease, max_deliveries=1) as queue:
             baseline = await self._stored_at_rest(queue, lease, rounds=1)
             assert await self._stored_at_rest(queue, lease, rounds=self.many // 200) <= baseline
