@@ -16,9 +16,9 @@ from tests.conformance.redis_servers import REDIS_8, RedisServer, running
 from tests.conftest import missing_service
 from ziggurat.records import ENDED
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
-LOAD = Scale(tasks=120, seconds=1.0, poisons=0, faults=0, gap=0.0, limit=300.0, failing=(0, 0))
+LOAD = Scale(tasks=120, seconds=1.0, poisons=0, faults=0, gap=0.0, limit=500.0, failing=(0, 0))
 #: Two deliveries: a message whose delivery counted although it was handed back would soon be a dead letter.
 DELIVERIES, LEASE = 2, 20.0
 
