@@ -153,6 +153,8 @@ SETTINGS = """
     kind = "scripted"
     options = {{ latency = 0.2, tokens_per_second = 200 }}
     limits = {{ tokens_per_minute = 20000, requests_per_minute = 240, concurrency = 8 }}
+    region = "eu"
+    quality = {{ "*" = 4 }}
     [inference.endpoints.press.prices]
     "house-model" = {{ input = "$3", output = "$15" }}
     [inference.endpoints.library]

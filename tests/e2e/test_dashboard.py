@@ -206,6 +206,7 @@ def test_the_pages_of_the_system_show_it(world: World) -> None:
     world.picture(page, "workers")
     page.goto(f"{world.url}/#/models")
     expect(page.get_by_role("region", name="fast", exact=True)).to_contain_text("press:house-model")
+    expect(page.get_by_role("region", name="fast", exact=True)).to_contain_text("region eu · quality 4 of 5")
     fast = page.get_by_role("region", name="fast", exact=True)
     fast.get_by_role("button", name="Re-point").click()
     dialog = page.get_by_role("dialog")
