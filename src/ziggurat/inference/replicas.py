@@ -27,8 +27,8 @@ from ziggurat.inference.sessions import session_of
 from ziggurat.records import Chunk, Completion, EmbeddingPrompt, Embeddings, Prompt
 from ziggurat.telemetry import events
 
-#: Seconds that a look at a replica may take, and that pass between two looks at least, even when calls fail.
-LOOK_SECONDS, LOOKS_APART = 3.0, 0.25
+#: Seconds that a look at a replica may take, whatever its own limits are, and that pass between two looks at least, even when calls fail.
+LOOK_SECONDS, LOOKS_APART = 30.0, 0.25
 #: A load that a replica reported is believed for so many times the seconds between two looks.
 BELIEVED = 3.0
 #: Calls in a row that fail until a replica is left alone, and the pause then, in seconds, at first and at most.

@@ -20,8 +20,8 @@ from ziggurat.errors import AuthenticationFailed, InferenceError, ModelNotFound,
 from ziggurat.inference.backends.openai_compatible import OpenAICompatible
 from ziggurat.inference.interface import Endpoint, EndpointConfig, Look
 
-#: Seconds that a metrics page or a list of models is waited for; the health has said that the server is there.
-_PATIENCE = 2.0
+#: Seconds that a metrics page or a list of models is waited for; the health, which has `timeouts.connect`, said that the server is there.
+_PATIENCE = 5.0
 #: Looks between two readings of the list of models, which changes when the server is started anew.
 _MODELS_EVERY = 12
 
