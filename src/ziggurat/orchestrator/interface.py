@@ -37,6 +37,10 @@ class Capabilities(Struct, frozen=True, kw_only=True):
     immediate_list: bool = True
     #: `list` finds runs that wait for a signal in an index. Otherwise it looks at the newest of those that wait one by one.
     awaits: bool = True
+    #: `list` tells tokens and calls; otherwise only what a run cost, and `get` tells the rest.
+    listed_usage: bool = True
+    #: Progress and tokens of tasks reach those who watch a run from another process than the task's.
+    remote_progress: bool = True
     #: `discard` forgets a dead letter without its run.
     discard: bool = True
 

@@ -344,12 +344,19 @@ class SurgeryPromises(OrchestratorHarness):
 
     async def test_usage_counts_every_attempt_and_every_child(self) -> None:
         async with self.running() as orchestrator:
-            run = await self.start(p.pays, self.name)
+            run = await self.start(p.pays, self.name, id=self.name)
             assert (await self.ended(run)).status == "completed"
             expected = Usage(calls=4, input_tokens=40, output_tokens=20, cost_usd=1.0)
             assert (await orchestrator.get(run)).usage == expected
             await self.restart()
             assert (await self.orchestrator.get(run)).usage == expected
+            tells_all = self.orchestrator.capabilities.listed_usage
+
+            async def lists() -> bool:
+                found = await self.orchestrator.list(RunFilter(search=self.name, parent=""))
+                return [one.usage for one in found] == [expected if tells_all else Usage(cost_usd=expected.cost_usd)]
+
+            await self.until(lists)
 
     # -- purge ---------------------------------------------------------------------------------------------------
 

@@ -90,7 +90,13 @@ class TemporalOrchestrator(Orchestrator):
         self.clock = clock or SystemClock()
         self._drive, self.payloads = drive, payloads
         self.capabilities = Capabilities(
-            limits=queue.capabilities.limits, immediate_list=False, immediate_purge=False, awaits=False, discard=False
+            limits=queue.capabilities.limits,
+            immediate_list=False,
+            immediate_purge=False,
+            listed_usage=False,
+            remote_progress=not self.options.native,
+            awaits=False,
+            discard=False,
         )
         self._watchers = Watchers()
         self._hosting: Hosting | None = None
