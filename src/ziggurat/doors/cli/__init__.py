@@ -6,6 +6,8 @@ One small module holds each group of commands; this one puts them together and t
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -126,7 +128,16 @@ app.add_typer(schedules.app, name="schedules")
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit with its code."""
-    sys.exit(run_command(sys.argv[1:] if arguments is None else arguments))
+    code = run_command(sys.argv[1:] if arguments is None else arguments)
+    if "temporalio" in sys.modules:
+        # Threads of its runtime outlive the connection, and one that calls into an interpreter which is being taken apart aborts the
+        # process, after all has been done and said: on a busy machine a command then ended with SIGABRT.
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run_command(arguments: list[str]) -> int:
