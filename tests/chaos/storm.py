@@ -98,6 +98,8 @@ class Storm:
         self._chance = chance
         #: Moments at which the queue lost everything.
         self.losses: list[float] = []
+        #: From when to when the queue's server was away.
+        self.outages: list[tuple[float, float]] = []
         self.done: Counter[str] = Counter()
         #: What a thawed worker did too late, by the number of the thaw.
         self._excused: dict[int, Effect] = {}
@@ -253,18 +255,22 @@ class Storm:
             await asyncio.sleep(fault.seconds)
             plant.start_orchestrator()
         elif fault.kind == "restart" and server is not None:
+            began = time.time()
             server.kill()
             await asyncio.sleep(fault.seconds)
             await asyncio.to_thread(server.start)
+            self.outages.append((began, time.time()))
             if not self.durable:
                 self.losses.append(time.time())
         elif fault.kind == "flush" and server is not None:
             await asyncio.to_thread(server.command, "FLUSHALL")
             self.losses.append(time.time())
         elif fault.kind == "pause" and server is not None:
+            began = time.time()
             server.pause()
             await asyncio.sleep(fault.seconds)
             server.resume()
+            self.outages.append((began, time.time()))
 
     async def _victim(self) -> subprocess.Popen[bytes]:
         """Return a worker at work, waiting until it is not the only one: others must go on."""
@@ -332,9 +338,10 @@ class Storm:
         if last.at > event.at:
             wrong.append(f"{key} began again {last.at - event.at:.3f} s after it was recorded")
         if f"-{last.pid}-" not in event.worker:
-            # Unless the message came back, by a newer delivery, to a worker that was still at it.
-            ended = [it.epoch for it in effects if it.what == "end" and f"-{it.pid}-" in event.worker]
-            if max(ended, default=0) <= last.epoch:
+            # Unless the message came back, by a newer delivery, to a worker that was still at it, or that could not yet tell of its end.
+            ended = [it for it in effects if it.what == "end" and f"-{it.pid}-" in event.worker]
+            untold = any(began < event.at and it.at < over for it in ended for began, over in self.outages)
+            if max((it.epoch for it in ended), default=0) <= last.epoch and not untold:
                 wrong.append(f"{key} was recorded of {event.worker}, a zombie: {last.pid} had it")
         planned = 1 + self._planned_failures(key)
         if event.attempt != planned:

@@ -3,7 +3,7 @@
 The faults are drawn from a seed, which is printed. ZIGGURAT_CHAOS_SEEDS asks for more seeds of the short storm. The long ones, marked slow,
 are of the full size: ZIGGURAT_CHAOS_SEED is their first seed, and ZIGGURAT_CHAOS_HOURS lets them go on with the next seeds for so long:
 
-    ZIGGURAT_CHAOS_HOURS=8 pytest tests/chaos/test_system.py -m slow -k "redis and storms" -s
+    ZIGGURAT_CHAOS_HOURS=8 pytest tests/chaos/test_system.py -m slow -k "redis and long_storms" -s
 
 One more asks what the storms cannot, whose processes die young: whether an orchestrator and a worker that live through hours of other
 processes' faults hold as much memory and as many files at the end as at the beginning (-k flat). docs/how-to/test-with-chaos.md tells more.
