@@ -21,6 +21,8 @@ CALL = CallRecord(
     switch=7,
     status="unanswered",
     held_usd=0.125,
+    replica="http://gpu-1:8000/v1",
+    hedge=True,
 )
 
 

@@ -146,6 +146,8 @@ class Call(Answer):
         0, description="Version of the switch that chose the route; 0 where the alias meant what the settings say."
     )
     held_usd: Cost = Field(0.0, description="What a call without an answer may have cost; no part of its usage.")
+    replica: str = Field("", description="The replica that served it; empty for an endpoint of one place.")
+    hedge: bool = Field(False, description="Whether it is a second request, sent because the first one took long.")
 
 
 class Event(Answer):
@@ -316,6 +318,8 @@ def call_of(call: records.CallRecord) -> Call:
         status=call.status,
         switch=call.switch,
         held_usd=call.held_usd,
+        replica=call.replica,
+        hedge=call.hedge,
     )
 
 

@@ -122,6 +122,8 @@ class WireCall(Struct):
     status: str = "ok"
     switch: int = 0
     held_usd: float = 0.0
+    replica: str = ""
+    hedge: bool = False
 
 
 class WireEvent(Struct):

@@ -181,7 +181,7 @@ function details(step) {
     step.error && failure(step.error),
     step.attempts.filter((one) => one.failed && one.error && one.error !== step.error && !(one === last && step.error && one.error.message === step.error.message)).map((one) => h("div", h("h3", `Attempt ${one.number} failed`), failure(one.error))),
     calls.length > 0 && h("div.scroll", { tabindex: "0", role: "region", "aria-label": "Model calls" }, h("table.stack", h("thead", h("tr", ["Model", "Served by"].map((name) => h("th", name)), ["Tokens in", "Tokens out", "First token", "Took", "Cost"].map((name) => h("th.num", name)), h("th", ""))),
-      h("tbody", calls.map((one) => h("tr", h("td", one.model), h("td", `${one.endpoint}:${one.upstream}`, one.switch > 0 && h("span.tag", `switch ${one.switch}`)), h("td.num", count(one.usage.input_tokens)), h("td.num", count(one.usage.output_tokens)),
+      h("tbody", calls.map((one) => h("tr", h("td", one.model), h("td", `${one.endpoint}:${one.upstream}`, one.switch > 0 && h("span.tag", `switch ${one.switch}`), one.hedge && h("span.tag", { title: "A second request, because the first one took long" }, "hedge"), one.replica && h("div.small.soft.break", one.replica)), h("td.num", count(one.usage.input_tokens)), h("td.num", count(one.usage.output_tokens)),
         h("td.num", span(one.first_token)), h("td.num", span(one.latency)), h("td.num", money(one.usage.cost_usd), one.held_usd > 0 && h("div.small.soft", `perhaps ${money(one.held_usd)}`)), h("td", one.status === "ok" ? "" : one.status)))))));
 }
 
