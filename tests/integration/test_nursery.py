@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ziggurat.workers.pools.nursery import UNKNOWN_END, NurseryStarter, supported
+from ziggurat.workers.pools.nursery import UNKNOWN_END, Answer, NurseryStarter, supported
 from ziggurat.workers.pools.processes import ProcessPool
 
 if not supported():
@@ -81,6 +81,15 @@ async def test_a_worker_says_how_it_ended(arguments: tuple[str, ...], code: int)
             assert await asyncio.wait_for(started.wait(), LIMIT) == code
             assert status.read() == b"", "nobody else holds the pipe"
         started.send_signal(signal.SIGTERM)  # To one that has ended: nothing.
+
+
+async def test_a_worker_that_has_ended_before_its_start_is_heard_of_is_held_all_the_same() -> None:
+    starter = NurseryStarter([sys.executable], os.environ)
+    started = starter._asked[1] = asyncio.get_running_loop().create_future()
+    # Both answers come in one go, as they do on a busy machine.
+    starter._hear(Answer(pid=os.getpid(), id=1))
+    starter._hear(Answer(pid=os.getpid(), code=75))
+    assert await (await started).wait() == 75
 
 
 async def test_a_signal_ends_a_worker_and_no_other() -> None:

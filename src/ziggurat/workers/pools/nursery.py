@@ -83,7 +83,7 @@ class NurseryStarter(Starter):
         self._listening: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
         self._count = 0
-        self._asked: dict[int, asyncio.Future[int]] = {}
+        self._asked: dict[int, asyncio.Future[_Forked]] = {}
         self._children: dict[int, _Forked] = {}
 
     async def prepare(self) -> None:
@@ -132,7 +132,8 @@ class NurseryStarter(Starter):
         try:
             socket.send_fds(used, [msgspec.json.encode(request)], descriptors)
             async with asyncio.timeout(PATIENCE):
-                pid = await started
+                # Not its number: one that ends at once is forgotten by the time this goes on.
+                return await started
         except ConnectionError:
             # Its end may not have been heard here yet; without this the next start would ask the same one.
             listening.cancel()
@@ -142,7 +143,6 @@ class NurseryStarter(Starter):
             raise OSError(f"the process that forks workers did not answer within {PATIENCE:.0f} s") from None
         finally:
             self._asked.pop(number, None)
-        return self._children[pid]
 
     async def close(self) -> None:
         if self._listening is not None:
@@ -184,7 +184,7 @@ class NurseryStarter(Starter):
         if started is None or started.done():
             child.send_signal(signal.SIGTERM)  # Whoever wanted it has given up.
         else:
-            started.set_result(answer.pid)
+            started.set_result(child)
 
 
 class _Forked(Started):
