@@ -126,7 +126,8 @@ class NurseryStarter(Starter):
         loop = asyncio.get_running_loop()
         self._count += 1
         number = self._count
-        started = self._asked[number] = loop.create_future()
+        started: asyncio.Future[_Forked] = loop.create_future()
+        self._asked[number] = started
         request = Request(number, list(arguments), output is not None)
         descriptors = [status, *([output.fileno()] if output is not None else [])]
         try:
