@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from ziggurat.assembly.secrets import plain
@@ -22,6 +24,7 @@ from ziggurat.settings import Settings
 FILE = ".ziggurat/temporal.db"
 #: Seconds that the server has to answer after its start, and to end.
 _START, _STOP = 90.0, 10.0
+_PR_SET_PDEATHSIG = 1
 _HERE = ("localhost", "127.0.0.1", "::1", "[::1]")
 
 
@@ -51,7 +54,7 @@ async def development_server(settings: Settings) -> AsyncIterator[str]:
         ],
         stdin=subprocess.DEVNULL, stdout=output, stderr=output,
         # A Ctrl-C on the terminal is ours to heed: the workers drain before their server goes.
-        start_new_session=True,
+        start_new_session=True, preexec_fn=_tied_to_this_process(),
     )  # fmt: skip
     output.close()
     known = file.with_suffix(".web")
@@ -67,6 +70,18 @@ async def development_server(settings: Settings) -> AsyncIterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _tied_to_this_process() -> Callable[[], None] | None:
+    """Return what makes a child end when the thread that forks it does, killed or not: this is called on the main thread.
+
+    Linux alone has that (prctl(2), PR_SET_PDEATHSIG). Elsewhere a server outlives an owner that was killed, and the next one uses it.
+    """
+    if sys.platform != "linux":
+        return None
+    # Before the fork: in the child only the call itself is safe.
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def web_ui(settings: Settings) -> str:
