@@ -164,7 +164,8 @@ async def test_an_older_state_file_gets_its_calls_from_its_events(tmp_path: Path
         connection = store.connect(state, write=True)
     connection.execute("ATTACH ? AS newer", (str(newer),))
     for table in ("runs", "events"):
-        connection.execute(f"INSERT INTO {table} SELECT * FROM newer.{table}")
+        columns = ", ".join(row[1] for row in connection.execute(f"PRAGMA main.table_info({table})"))
+        connection.execute(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM newer.{table}")
     connection.close()
     assert costs([state], ()) == []
     store.connect(state, write=True).close()

@@ -126,11 +126,11 @@ class Child:
             self.process.stdin.write(msgspec.json.encode(record) + b"\n")
             await self.process.stdin.drain()
 
-    async def exit_code(self) -> int | None:
-        """Return the exit code once the process has ended, or None if it goes on although its pipe is closed."""
+    async def exit_code(self, limit: float = EXIT_LIMIT) -> int | None:
+        """Return the exit code once the process has ended, or None if it goes on for so many seconds."""
         # Not wait_for, here and below, which before Python 3.12 loses a cancellation that comes as the awaited is done.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(EXIT_LIMIT):
+            async with asyncio.timeout(limit):
                 await self.process.wait()
         return self.process.returncode
 
@@ -145,7 +145,7 @@ class Child:
         elif self.alive:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-        await self.exit_code()
+        await self.exit_code(TERM_GRACE)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
