@@ -31,7 +31,7 @@ from ziggurat.orchestrator.embedded.lock import StateLock
 from ziggurat.orchestrator.embedded.newborn import fork_run, new_run
 from ziggurat.orchestrator.embedded.options import EngineOptions
 from ziggurat.orchestrator.embedded.recovery import recover
-from ziggurat.orchestrator.embedded.resident import Resident, step_views, total_usage
+from ziggurat.orchestrator.embedded.resident import Resident, total_usage
 from ziggurat.orchestrator.embedded.scheduling import EmbeddedSchedules
 from ziggurat.orchestrator.embedded.spending import BUDGET_EXCEEDED
 from ziggurat.orchestrator.embedded.store import UNBURY, UNBURY_RUN, event_row, run_row
@@ -41,7 +41,7 @@ from ziggurat.orchestrator.embedded.writer import Write
 from ziggurat.orchestrator.interface import Capabilities, Orchestrator
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue
-from ziggurat.records import ENDED, STOPPED, DeadLetter, Event, Run, RunEvent, RunFilter, StartRequest, StepView, Usage
+from ziggurat.records import ENDED, DeadLetter, Event, Run, RunEvent, RunFilter, StartRequest, StepView, Usage
 from ziggurat.telemetry import events
 from ziggurat.units import human_seconds
 
@@ -389,13 +389,7 @@ class EmbeddedOrchestrator(Orchestrator):
         return self._journal.reader.events(key, after=after, limit=limit)
 
     async def steps(self, run: str) -> builtins.list[StepView]:
-        key, found = self._row(run)
-        resident = self.driver.residents.get(run)
-        if resident is None and self._drive and found.status not in STOPPED:
-            resident = self.driver.resident(run)
-        return step_views(
-            current_generation(self._journal.reader.events(key)), resident.execution if resident is not None else None
-        )
+        return await self._viewer.steps(run, drive=self._drive)
 
     async def wait(self, run: str, timeout: float | None = None) -> Run:
         return await self._viewer.wait(run, timeout)

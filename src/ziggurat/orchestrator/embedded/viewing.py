@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec import Raw
 from msgspec.structs import replace
@@ -13,8 +14,11 @@ from msgspec.structs import replace
 from ziggurat.errors import UnknownName
 from ziggurat.orchestrator.embedded.driver import Driver
 from ziggurat.orchestrator.embedded.journal import Journal
-from ziggurat.orchestrator.embedded.resident import step_views
-from ziggurat.records import STOPPED, Run, RunEvent, RunFilter
+from ziggurat.orchestrator.embedded.resident import Resident, step_views
+from ziggurat.orchestrator.embedded.surgery import current_generation
+from ziggurat.records import STOPPED, Run, RunEvent, RunFilter, StepView
+
+T = TypeVar("T")
 
 
 class Viewer:
@@ -51,6 +55,34 @@ class Viewer:
         live = self._driver.residents
         return [replace(live[r.id].run, payload=Raw(b"{}"), result=None) if r.id in live else r for r in found]
 
+    async def steps(self, run: str, *, drive: bool) -> builtins.list[StepView]:
+        """Return a run's steps; what it waits for only its program knows, which is brought into memory for that if `drive` allows."""
+        key, found = self.row(run)
+        resident = self._driver.residents.get(run)
+        if resident is None and drive and found.status not in STOPPED:
+            resident = self._driver.resident(run)
+
+        def views() -> builtins.list[StepView]:
+            execution = live.execution if (live := self._driver.residents.get(run)) is not None else None
+            return step_views(current_generation(self._journal.reader.events(key)), execution)
+
+        return views() if resident is None else await self._once_built(resident, views)
+
+    def _open(self, run: str) -> builtins.list[StepView]:
+        """Return what a run waits for, as far as its program is in memory."""
+        resident = self._driver.residents.get(run)
+        return step_views([], resident.execution if resident is not None else None)
+
+    async def _once_built(self, resident: Resident, look: Callable[[], T]) -> T:
+        """Look at a run whose program is in memory: at once, or when what the program needs of the artifact store has come, or has not."""
+        if not resident.stalled:
+            return look()
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        # Right then, and not when this task has its turn: the run may be evicted by that time.
+        self._driver.stowing.after(resident, lambda: None if future.done() else future.set_result(look()))
+        await self._journal.wait(future)
+        return future.result()
+
     async def wait(self, run: str, timeout: float | None = None) -> Run:
         """Return the run once it has ended or is parked. Raises TimeoutError."""
         found = self.stored(run)
@@ -82,7 +114,7 @@ class Viewer:
                 for event in self._journal.reader.events(key, after=seen):
                     yield RunEvent(run=run, kind="history", offset=event.seq, event=event)
             elif resident is not None:
-                for view in step_views([], resident.execution):
+                for view in await self._once_built(resident, lambda: self._open(run)):
                     yield RunEvent(run=run, kind="step", step=view)
             if resident is None or found.status not in STOPPED:
                 yield RunEvent(run=run, kind="status", status=found.status, reason=found.reason)
