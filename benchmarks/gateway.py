@@ -49,8 +49,8 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 #: The medians of so many measurements count.
 REPEATS = 3
-#: LiteLLM's proxy needs ten milliseconds and more for a request; it is asked fewer times.
-FEWER = {"LiteLLM": {"saturate": 1_000, "memory": 6_000}}
+#: LiteLLM's proxy needs ten milliseconds and more for a request, Portkey's gateway one and more; they are asked fewer times.
+FEWER = {"LiteLLM": {"saturate": 1_000, "memory": 6_000}, "Portkey": {"saturate": 5_000, "memory": 20_000}}
 KEY = "zgk-benchmark-key-of-no-entropy-at-all"
 #: Cores of the gateway, and of the upstream and the load.
 CORES = ({0}, {1})

@@ -25,8 +25,8 @@ from benchmarks.queue import redis_server
 from ziggurat import __version__
 
 SIZES: dict[str, dict[str, Any]] = {
-    "flood": {"documents": 1_980},
-    "paced": {"documents": 165, "per_hour": 10_000},
+    "flood": {"documents": 660},
+    "paced": {"documents": 132, "per_hour": 10_000},
 }
 QUICK: dict[str, dict[str, Any]] = {
     "flood": {"documents": 99},
