@@ -200,6 +200,7 @@ def test_schedules_are_added_run_paused_and_removed(world: World) -> None:
 def test_the_pages_of_the_system_show_it(world: World) -> None:
     page = world.open("queues")
     expect(page.get_by_role("region", name="default")).to_contain_text("1 worker")
+    expect(page.get_by_role("region", name="default")).to_contain_text("Attempts that ended")
     world.picture(page, "queues")
     page.goto(f"{world.url}/#/workers")
     expect(page.get_by_role("region", name="Workers").locator("tbody tr").first).to_contain_text("default")

@@ -194,6 +194,14 @@ async def test_queues_workers_models_costs_and_health(caller: Caller) -> None:
         while not (workers := (await caller.ok("GET", "/workers"))["workers"]):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert workers[0]["pool"] == "default" and workers[0]["slots"] > 0
+    await caller.ok("POST", "/runs", {"workflow": "spend", "id": "counted"})
+    async with asyncio.timeout(PATIENCE):
+        # A worker shows itself anew every second or so.
+        while not (ended := (await caller.ok("GET", "/workers"))["workers"][0]["ended_in"]):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert ended == {"default": 1}
+    (default,) = [one for one in (await caller.ok("GET", "/queues"))["queues"] if one["name"] == "default"]
+    assert default["ended"] == {workers[0]["name"]: 1}
     models = (await caller.ok("GET", "/models"))["models"]
     assert all(route["breaker"] == "closed" for model in models for route in model["routes"])
     assert await caller.ok("GET", "/costs?by=workflow&by=day") == {"by": ["workflow", "day"], "costs": [], "total_usd": 0.0}

@@ -207,6 +207,8 @@ class Presence(Struct, frozen=True, omit_defaults=True, kw_only=True):
     trouble: str = ""
     #: Attempts that ended since it started.
     ended: int = 0
+    #: The same by queue.
+    ended_in: dict[str, int] = {}
     started_at: float = 0.0
     #: Where its process answers GET /metrics, as host:port; empty for nowhere.
     metrics: str = ""

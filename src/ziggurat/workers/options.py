@@ -53,6 +53,8 @@ class Tally(Struct):
     timeout: int = 0
     crashed: int = 0
     cancelled: int = 0
+    #: The same by the queue that they came from.
+    ended_in: dict[str, int] = {}
     #: Seconds that the attempts which ended so ran together.
     seconds: float = 0.0
     #: Handed back: unstarted at a drain, stopped at the end of the grace period, or not runnable here.

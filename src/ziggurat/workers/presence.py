@@ -64,6 +64,7 @@ class Showing:
             draining=worker.stopping,
             trouble=worker.trouble(),
             ended=sum(getattr(worker.tally, status) for status in ENDINGS),
+            ended_in=dict(worker.tally.ended_in),
             started_at=self._started_at,
             metrics=served(),
         )

@@ -387,6 +387,8 @@ class Worker:
         self._counts.ended(delivery, outcome)
         tally = self.tally
         setattr(tally, outcome.status, getattr(tally, outcome.status) + 1)
+        queue = delivery.message.lane.queue
+        tally.ended_in[queue] = tally.ended_in.get(queue, 0) + 1
         if outcome.started_at:
             tally.seconds += outcome.ended_at - outcome.started_at
         if outcome.calls:

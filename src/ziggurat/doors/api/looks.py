@@ -89,6 +89,7 @@ async def list_queues(request: Request) -> views.QueueList:
             dead=depth.dead,
             oldest_age=depth.oldest_age,
             workers=sum(name in worker.queues and not worker.draining for worker in workers),
+            ended={worker.worker: worker.ended_in[name] for worker in workers if name in worker.ended_in},
         )
         for name, depth in sorted(depths.items())
     ]
@@ -112,6 +113,7 @@ async def list_workers(request: Request) -> views.WorkerList:
             draining=worker.draining,
             trouble=worker.trouble,
             ended=worker.ended,
+            ended_in=worker.ended_in,
             metrics=worker.metrics,
             started_at=shapes.moment(worker.started_at),
             seen_at=shapes.moment(worker.seen_at),

@@ -37,6 +37,7 @@ class QueueView(Answer):
     dead: int
     oldest_age: float = Field(description="Seconds that the oldest ready message has waited.")
     workers: int = Field(description="Workers that serve it and take work.")
+    ended: dict[str, int] = Field(description="Attempts that ended, by the living worker that ran them, since it started.")
 
 
 class QueueList(Answer):
@@ -59,6 +60,7 @@ class WorkerView(Answer):
     draining: bool
     trouble: str
     ended: int = Field(description="Attempts that ended since it started.")
+    ended_in: dict[str, int] = Field(description="The same by queue.")
     metrics: str = Field(description="Where its process answers GET /metrics, as host:port; empty for nowhere.")
     started_at: datetime | None
     seen_at: datetime | None

@@ -106,6 +106,7 @@ def worker_object(worker: Presence) -> dict[str, Any]:
         "slots": worker.slots,
         "running": worker.running,
         "ended": worker.ended,
+        "ended_in": worker.ended_in,
         "trouble": worker.trouble,
         "metrics": worker.metrics,
         "started_at": iso(worker.started_at),

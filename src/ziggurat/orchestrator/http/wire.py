@@ -306,12 +306,26 @@ class WireWorker(Struct):
     ended: int
     started_at: Moment
     seen_at: Moment
-    #: A server of before it does not tell.
+    #: A server of before them does not tell.
     metrics: str = ""
+    ended_in: dict[str, int] = {}
 
     def record(self) -> Presence:
         """Return it as a record."""
-        names = ("pool", "host", "pid", "region", "slots", "busy", "running", "draining", "trouble", "ended", "metrics")
+        names = (
+            "pool",
+            "host",
+            "pid",
+            "region",
+            "slots",
+            "busy",
+            "running",
+            "draining",
+            "trouble",
+            "ended",
+            "ended_in",
+            "metrics",
+        )
         return Presence(
             worker=self.name,
             queues=tuple(self.queues),
