@@ -114,6 +114,30 @@ async def test_a_second_sigterm_hands_everything_back_at_once(tmp_path: Path) ->
         assert back.message.id == sent.id
 
 
+LATE = """
+import asyncio, os, signal
+from ziggurat.workers.process import serve
+
+async def drain(grace):
+    pass
+
+async def main():
+    code = await serve(lambda: [], drain, started=lambda server: os.kill(os.getpid(), signal.SIGTERM))
+    os.kill(os.getpid(), signal.SIGTERM)
+    return code
+
+code = asyncio.run(main())
+os.kill(os.getpid(), signal.SIGTERM)
+raise SystemExit(code)
+"""
+
+
+async def test_a_sigterm_that_comes_when_all_is_handed_back_makes_no_death_of_an_exit() -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", LATE)
+    async with asyncio.timeout(LIMIT):
+        assert await process.wait() == 0
+
+
 async def test_a_retired_process_takes_nothing_more_and_finishes_without_a_limit(tmp_path: Path) -> None:
     async with shared_queue(tmp_path) as queue, process(tmp_path, grace=0.0) as (worker, _):
         await queue.send([order("hold_file", path=str(tmp_path / "a"))])

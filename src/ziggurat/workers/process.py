@@ -175,8 +175,14 @@ class _Told:
         try:
             yield
         finally:
+            # Everything is handed back, and all that is left is this process's own end. One more SIGTERM would only make a death of
+            # what is an exit, also one that comes between the two calls for it: it waits, and is dropped. Ctrl-C still ends what hangs.
+            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
             for number in numbers:
                 loop.remove_signal_handler(number)
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
     def _hear(self, number: signal.Signals) -> None:
         if number is signal.SIGUSR1:
