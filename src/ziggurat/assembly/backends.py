@@ -11,7 +11,7 @@ import contextlib
 import importlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ziggurat.artifacts import Payloads
 from ziggurat.assembly.secrets import plain
@@ -23,6 +23,9 @@ from ziggurat.orchestrator.sealing import SealedOrchestrator
 from ziggurat.program.registry import Registry
 from ziggurat.queues.interface import Queue, QueueOptions
 from ziggurat.settings import Settings, WorkerSettings
+
+if TYPE_CHECKING:
+    from ziggurat.orchestrator.embedded.options import EngineOptions
 
 QUEUES: Mapping[str, str] = {
     "memory": "ziggurat.queues.backends.memory:MemoryQueue",
@@ -121,49 +124,30 @@ def build_orchestrator(
 
     One that is to `stay` fires schedules. `pools` are those whose workers run in this process.
     """
-    made = _build_orchestrator(settings, queue, registry, clock, payloads, drive=drive, stay=stay, pools=pools)
+    wanted = settings.orchestrator
+    make = load_backend("orchestrator", wanted.backend, ORCHESTRATORS)
+    shared = {"clock": clock, "payloads": payloads, "drive": drive}
+    made: Orchestrator
+    if wanted.backend == "temporal":
+        temporal = temporal_options(settings, pools, stay=stay)
+        made = make(temporal_link(settings), queue, registry, options=temporal, **shared)
+    elif wanted.backend == "embedded":
+        made = make(settings.state_path, queue, registry, options=_engine_options(settings, fire_schedules=stay), **shared)
+    else:
+        made = make(settings, queue, registry)
     return SealedOrchestrator(made, payloads)
 
 
-def _build_orchestrator(
-    settings: Settings,
-    queue: Queue,
-    registry: Registry,
-    clock: Clock,
-    payloads: Payloads,
-    *,
-    drive: bool,
-    stay: bool,
-    pools: Collection[WorkerSettings],
-) -> Orchestrator:
-    wanted = settings.orchestrator
-    made = load_backend("orchestrator", wanted.backend, ORCHESTRATORS)
-    if wanted.backend == "temporal":
-        return cast(
-            Orchestrator,
-            made(
-                temporal_link(settings),
-                queue,
-                registry,
-                options=temporal_options(settings, pools, stay=stay),
-                clock=clock,
-                payloads=payloads,
-                drive=drive,
-            ),
-        )
-    if wanted.backend != "embedded":
-        return cast(Orchestrator, made(settings, queue, registry))
+def _engine_options(settings: Settings, *, fire_schedules: bool) -> EngineOptions:
     from ziggurat.orchestrator.embedded.options import EngineOptions
 
-    options = EngineOptions(
+    wanted = settings.orchestrator
+    return EngineOptions(
         max_resident_runs=wanted.max_resident_runs,
         history_limit=wanted.history_limit,
         retention=wanted.retention,
         artifact_grace=settings.artifacts.grace,
         sweep=wanted.sweep / 2,
         sweep_age=wanted.sweep,
-        fire_schedules=stay,
-    )
-    return cast(
-        Orchestrator, made(settings.state_path, queue, registry, options=options, clock=clock, payloads=payloads, drive=drive)
+        fire_schedules=fire_schedules,
     )

@@ -137,7 +137,8 @@ async def _until_it_answers(process: subprocess.Popen[bytes], host: str, port: i
 
 async def _answers(host: str, port: int) -> bool:
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), port), 2.0)
+        async with asyncio.timeout(2.0):
+            _, writer = await asyncio.open_connection(host.strip("[]"), port)
     except (OSError, TimeoutError):
         return False
     writer.close()

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import random
 import threading
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import aclosing
 
 from ziggurat.clock import Clock, SystemClock
@@ -97,35 +97,18 @@ class Replica(Endpoint):
         return self.inner.capabilities(upstream)
 
     async def complete(self, prompt: Prompt, upstream: str) -> Completion:
-        self._begin()
-        try:
-            answer = await self.inner.complete(prompt, upstream)
-        except BaseException as error:
-            self._end(error)
-            raise
-        self._end(None)
-        return answer
+        with self._under_way():
+            return await self.inner.complete(prompt, upstream)
 
     async def stream(self, prompt: Prompt, upstream: str) -> AsyncGenerator[Chunk, None]:
-        self._begin()
-        try:
+        with self._under_way():
             async with aclosing(self.inner.stream(prompt, upstream)) as chunks:
                 async for chunk in chunks:
                     yield chunk
-        except BaseException as error:
-            self._end(error)
-            raise
-        self._end(None)
 
     async def embed(self, prompt: EmbeddingPrompt, upstream: str) -> Embeddings:
-        self._begin()
-        try:
-            answer = await self.inner.embed(prompt, upstream)
-        except BaseException as error:
-            self._end(error)
-            raise
-        self._end(None)
-        return answer
+        with self._under_way():
+            return await self.inner.embed(prompt, upstream)
 
     async def models(self) -> list[str]:
         return await self.inner.models()
@@ -133,10 +116,18 @@ class Replica(Endpoint):
     async def check(self) -> str:
         return await self.inner.check()
 
-    def _begin(self) -> None:
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """Count an attempt while it lasts, and take in how it ended."""
         with self._lock:
             self.in_flight += 1
         self.breaker.begin(self._clock.monotonic())
+        try:
+            yield
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._end(None)
 
     def _end(self, error: BaseException | None) -> None:
         with self._lock:

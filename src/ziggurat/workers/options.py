@@ -53,7 +53,7 @@ class Tally(Struct):
     timeout: int = 0
     crashed: int = 0
     cancelled: int = 0
-    #: The same by the queue that they came from.
+    #: Attempts that ended in one of those ways, by the queue that they came from.
     ended_in: dict[str, int] = {}
     #: Seconds that the attempts which ended so ran together.
     seconds: float = 0.0

@@ -16,7 +16,7 @@ from ziggurat.orchestrator.embedded.driver import Driver
 from ziggurat.orchestrator.embedded.journal import Journal
 from ziggurat.orchestrator.embedded.resident import Resident, step_views
 from ziggurat.orchestrator.embedded.surgery import current_generation
-from ziggurat.records import STOPPED, Run, RunEvent, RunFilter, StepView
+from ziggurat.records import STOPPED, Event, Run, RunEvent, RunFilter, StepView
 
 T = TypeVar("T")
 
@@ -62,16 +62,15 @@ class Viewer:
         if resident is None and drive and found.status not in STOPPED:
             resident = self._driver.resident(run)
 
-        def views() -> builtins.list[StepView]:
-            execution = live.execution if (live := self._driver.residents.get(run)) is not None else None
-            return step_views(current_generation(self._journal.reader.events(key)), execution)
+        def look() -> builtins.list[StepView]:
+            return self._views(run, current_generation(self._journal.reader.events(key)))
 
-        return views() if resident is None else await self._once_built(resident, views)
+        return look() if resident is None else await self._once_built(resident, look)
 
-    def _open(self, run: str) -> builtins.list[StepView]:
-        """Return what a run waits for, as far as its program is in memory."""
+    def _views(self, run: str, events: builtins.list[Event]) -> builtins.list[StepView]:
+        """Return the steps that these events settled, and what the run waits for as far as its program is in memory."""
         resident = self._driver.residents.get(run)
-        return step_views([], resident.execution if resident is not None else None)
+        return step_views(events, resident.execution if resident is not None else None)
 
     async def _once_built(self, resident: Resident, look: Callable[[], T]) -> T:
         """Look at a run whose program is in memory: at once, or when what the program needs of the artifact store has come, or has not."""
@@ -114,7 +113,7 @@ class Viewer:
                 for event in self._journal.reader.events(key, after=seen):
                     yield RunEvent(run=run, kind="history", offset=event.seq, event=event)
             elif resident is not None:
-                for view in await self._once_built(resident, lambda: self._open(run)):
+                for view in await self._once_built(resident, lambda: self._views(run, [])):
                     yield RunEvent(run=run, kind="step", step=view)
             if resident is None or found.status not in STOPPED:
                 yield RunEvent(run=run, kind="status", status=found.status, reason=found.reason)
