@@ -29,15 +29,10 @@ class Clock(ABC):
 class SystemClock(Clock):
     """The machine's clock."""
 
-    # Bound at import: the guard that watches workflows replaces `time.time`, and must not meet its own engine.
-    _time = staticmethod(time.time)
-    _monotonic = staticmethod(time.monotonic)
-
-    def time(self) -> float:
-        return self._time()
-
-    def monotonic(self) -> float:
-        return self._monotonic()
+    # The functions themselves, for a model call asks a dozen times; bound at import, because the guard that watches workflows replaces
+    # `time.time`, and must not meet its own engine.
+    monotonic = staticmethod(time.monotonic)
+    time = staticmethod(time.time)
 
 
 def _nothing() -> None:

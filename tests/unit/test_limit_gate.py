@@ -295,6 +295,52 @@ async def test_two_processes_share_a_limit_and_a_busy_one_asks_seldom() -> None:
             await asyncio.to_thread(door._keeper.close)
 
 
+class Counted(ProcessStore):
+    """A store of this process that counts its questions."""
+
+    questions = 0
+
+    def run(self, holder: str, requests: Sequence[Request]) -> list[Answer]:
+        self.questions += 1
+        return super().run(holder, requests)
+
+
+async def test_a_busy_process_asks_its_own_store_seldom_too() -> None:
+    clock = FakeClock()
+    store = Counted(clock)
+    door = gate(clock, store, requests_per_minute=6_000, tokens_per_minute=60_000)
+    for _ in range(20):
+        for _ in range(20):
+            door.leave(await door.enter(want(10.0)), 10.0)
+        clock.advance(1.0)
+    assert store.questions < 120  # 400 calls.
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 30), st.sampled_from([0.0, 0.1, 0.6, 1.5, 20.0])), max_size=40))
+async def test_two_endpoints_of_a_process_draw_on_one_limit_of_a_tenant(visits: list[tuple[int, int, float]]) -> None:
+    clock = FakeClock()
+    keeper = Keeper(ProcessStore(clock), clock)
+    tenant = {"t": Limits(requests_per_minute=600)}  # 10 a second, and a burst of as many as `burst` says.
+    doors = [Gate(name, Limits(), clock, random.Random(1), keeper, tenants=tenant) for name in ("a", "b")]
+    burst = 10.0 * tenant["t"].burst
+    started: list[float] = []
+    for number, count, pause in visits:
+        waiting = [asyncio.create_task(doors[number].enter(want(namespace="t"))) for _ in range(count)]
+        await turns()
+        for task in waiting:
+            if task.done():
+                started.append(clock.monotonic())
+                doors[number].leave(task.result(), None)
+            else:
+                task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        clock.advance(pause)
+    for at, begun in enumerate(started):
+        for until in range(at, len(started)):
+            # What was in hand when the window began was taken before it: a quarter of a burst at each of the two.
+            assert until - at + 1 <= 1.5 * burst + 10.0 * (started[until] - begun) + 1e-6
+
+
 async def test_what_a_process_has_at_an_endpoint_is_told_with_its_signs_of_life() -> None:
     clock = FakeClock()
     store = ProcessStore(clock)

@@ -61,18 +61,24 @@ class Tariff(Struct, frozen=True, kw_only=True):
     def bill(self, usage: Usage, now: float, *, batch: bool = False) -> Usage:
         """Return the usage with its cost. `now` is the wall-clock time of the call; `batch` says that it went through a batch."""
         if self.price is not None:
-            # A provider gives one discount or the other.
-            cheaper = self.off_peak is not None and not batch and self.off_peak.holds(now)
-            share = self.off_peak.share if cheaper and self.off_peak is not None else 1.0
-            return _with_cost(usage, share * cost(usage, self.price, batch=batch))
+            return _with_cost(usage, self._share(now, batch) * cost(usage, self.price, batch=batch))
         if self.provider_url:
             found = _library_cost(usage, self.provider_url, self.upstream, now) or 0.0
             return _with_cost(usage, found * (BATCH_SHARE if batch else 1.0))
         return usage
 
     def estimate(self, input_tokens: int, output_tokens: int, now: float, *, batch: bool = False) -> float:
-        """Return what a call of so many tokens would cost, in US dollars, without any discount but that of a batch."""
+        """Return what a call of so many tokens would cost, in US dollars, if none of its prompt is cached."""
+        price = self.price
+        if price is not None:
+            whole = input_tokens * price.input + output_tokens * price.output
+            return self._share(now, batch) * whole * (price.batch if batch else 1.0) / _MILLION
         return self.bill(Usage(calls=1, input_tokens=input_tokens, output_tokens=output_tokens), now, batch=batch).cost_usd
+
+    def _share(self, now: float, batch: bool) -> float:
+        """Return what of its price a call pays at this hour. A provider gives one discount or the other: a batch has its own."""
+        off_peak = self.off_peak
+        return off_peak.share if off_peak is not None and not batch and off_peak.holds(now) else 1.0
 
     def per_million(self, now: float) -> tuple[float, float] | None:
         """Return US dollars for a million tokens of input and of output; None if nobody knows."""

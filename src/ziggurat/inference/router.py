@@ -110,6 +110,8 @@ class Router(ModelCaller):
         self.lanes: Lanes | None = None
         #: Follows the switches of aliases, where there are any to follow.
         self.follower: Follower | None = None
+        #: Carries out what an answer need not wait for: at once, or, in a door that passes answers on, when the answer has left.
+        self.afterwards: Callable[[Callable[[], None]], object] = _at_once
         telling.show(self)
 
     # -- the verbs ---------------------------------------------------------------------------------------------------
@@ -420,7 +422,6 @@ class Router(ModelCaller):
         held = entry.cost.likely if status == "unanswered" and entry.cost is not None else 0.0
         if rent:
             billed = replace(billed, cost_usd=billed.cost_usd + rent)
-        self.admission.settle(entry, billed.cost_usd + held)
         record = CallRecord(
             id=new_id(),
             model=call.prompt.model,
@@ -443,9 +444,16 @@ class Router(ModelCaller):
             attempt = current_attempt()
             if attempt is not None:
                 attempt.record_call(record)
-        telling.called(record, call.told)
-        if self._ledger is not None:
-            self._ledger(record)
+
+        def account() -> None:
+            self.admission.settle(entry, billed.cost_usd + held)
+            telling.called(record, call.told)
+            if self._ledger is not None:
+                self._ledger(record)
+
+        # A call that is told of as a span must be told of before that span ends.
+        put = self.afterwards if status == "ok" and call.told is None else _at_once
+        put(account)
         return record
 
     async def pause(self, seconds: float) -> None:
@@ -463,6 +471,10 @@ class Router(ModelCaller):
                 moved.clear()
         finally:
             stop()
+
+
+def _at_once(work: Callable[[], None]) -> None:
+    work()
 
 
 def _complete(endpoint: Endpoint, prompt: Prompt, upstream: str) -> Awaitable[Completion]:

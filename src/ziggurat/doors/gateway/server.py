@@ -123,6 +123,8 @@ class Gateway:
             return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=limit)
 
         loop = asyncio.get_running_loop()
+        # In the turn of the loop after the one that writes the answer: before the loop can read the same client's next request.
+        self._models.afterwards = loop.call_soon
         self._server = web.Server(
             self._handle, request_factory=request, handler_cancellation=True, access_log=None, keepalive_timeout=_KEEP_ALIVE
         )

@@ -36,8 +36,8 @@ LOAD_MOST = 200
 LOOK_AGAIN = 5.0
 #: Ask the store again at least this often, as others may have given back what they did not use.
 ASK_AGAIN = 1.0
-#: Seconds of its recent use that a process takes in advance.
-AHEAD = 0.5
+#: Seconds after which a process that did not use what it has in hand no longer has it. A remote store gets it back (`Gate.tidy`).
+LAPSE = 1.0
 
 
 class Gate:
@@ -176,7 +176,6 @@ class Gate:
 
     def leave(self, ticket: Ticket, used: float | None) -> None:
         """End a call: `used` are the tokens it took, None if that is unknown and the reservation stands."""
-        now = self._clock.monotonic()
         give: list[tuple[str, float, float, float]] = []
         slots: list[tuple[str, int]] = []
         with self._lock:
@@ -185,7 +184,8 @@ class Gate:
             for rule in ticket.rules:
                 if spare and rule.limits.tokens_per_minute:
                     share = self._shares[f"{rule.key}:tokens"]
-                    if self._keeper.remote:
+                    # Nobody gives back for a store in this process (`tidy`), so no more than is taken ahead stays here.
+                    if self._keeper.remote or 0.0 <= share.in_hand + spare <= share.ahead:
                         share.in_hand += spare
                     else:
                         give.append((f"{rule.key}:tokens", share.rate, share.burst, spare))
@@ -201,7 +201,6 @@ class Gate:
                 self._line.unblock()
         if give or slots:
             self._keeper.tell(Give(flows=tuple(give), slots=tuple(slots)))
-        del now
         if self._line:
             self._pump()
 
@@ -272,12 +271,14 @@ class Gate:
         if not ticket.rules:
             return True
         flows = ticket.flows
-        shares, enough = self._shares, True
+        shares, enough, remote = self._shares, True, self._keeper.remote
         for key, rate, burst, amount in flows:
             share = shares.get(key)
             if share is None:
                 share = shares[key] = Share()
             share.rate, share.burst = rate, burst
+            if not remote and now - share.touched > LAPSE:
+                share.in_hand = min(share.in_hand, 0.0)
             if share.in_hand < amount - EPSILON * burst:
                 enough = False
         if not enough:
@@ -331,9 +332,8 @@ class Gate:
             share = self._shares[key]
             need = amount - share.in_hand
             if need > EPSILON * burst:
-                ahead = min(share.use * AHEAD, burst / 4) if self._keeper.remote else 0.0
                 left = self._left.pop(key, None)
-                flows.append(Flow(key=key, rate=rate, burst=burst, need=need, want=need + ahead, left=left))
+                flows.append(Flow(key=key, rate=rate, burst=burst, need=need, want=need + share.ahead, left=left))
         slots: list[Slots] = []
         for rule in ticket.rules:
             if limit := rule.limits.concurrency:
@@ -448,7 +448,7 @@ class Gate:
             if self._line or self._asking:
                 return
             for key, share in self._shares.items():
-                if share.in_hand and now - share.touched > 1.0:
+                if share.in_hand and now - share.touched > LAPSE:
                     give.append((key, share.rate, share.burst, share.in_hand))
                     share.in_hand = 0.0
             for key, mine in self._slots.items():

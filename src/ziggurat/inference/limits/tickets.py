@@ -62,6 +62,10 @@ class Ticket:
         self.future: asyncio.Future[None] | None = None
 
 
+#: Seconds of its recent use that a process takes in advance.
+AHEAD = 0.5
+
+
 class Share:
     """What this process has in hand of one flow, and how fast it uses it."""
 
@@ -72,6 +76,11 @@ class Share:
         #: Units used in the last whole second.
         self.use = self._used = 0.0
         self._second = 0
+
+    @property
+    def ahead(self) -> float:
+        """What may be taken in advance: never so much that others would wait for it."""
+        return min(self.use * AHEAD, self.burst / 4)
 
     def draw(self, amount: float, now: float) -> None:
         self.in_hand -= amount
