@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -141,35 +142,40 @@ class Killed(BaseException):
 
 
 class MemoryShelf(Shelf):
-    """A shelf in memory."""
+    """A shelf in memory, asked from several threads at a time as any shelf is."""
 
     def __init__(self) -> None:
         self.docs: dict[str, tuple[Doc, str, float]] = {}
+        self._lock = threading.Lock()
 
     def get(self, key: str) -> Doc | None:
         found = self.docs.get(key)
         return found[0] if found is not None else None
 
     def put(self, key: str, data: bytes, *, version: int, group: str, at: float, until: float) -> bool:
-        found = self.docs.get(key)
-        if (found[0].version if found is not None else 0) != version:
-            return False
-        self.docs[key] = Doc(key, version + 1, data), group, at
-        return True
+        with self._lock:
+            found = self.docs.get(key)
+            if (found[0].version if found is not None else 0) != version:
+                return False
+            self.docs[key] = Doc(key, version + 1, data), group, at
+            return True
 
     def delete(self, key: str, version: int) -> bool:
-        found = self.docs.get(key)
-        if found is None or found[0].version != version:
-            return False
-        del self.docs[key]
-        return True
+        with self._lock:
+            found = self.docs.get(key)
+            if found is None or found[0].version != version:
+                return False
+            del self.docs[key]
+            return True
 
     def group(self, group: str, limit: int) -> list[Doc]:
-        found = sorted((at, doc.key, doc) for doc, of, at in self.docs.values() if of == group and group)
+        with self._lock:
+            found = sorted((at, doc.key, doc) for doc, of, at in self.docs.values() if of == group and group)
         return [doc for _, _, doc in found][:limit]
 
     def count(self, group: str) -> tuple[int, float]:
-        ats = [at for _, of, at in self.docs.values() if of == group and group]
+        with self._lock:
+            ats = [at for _, of, at in self.docs.values() if of == group and group]
         return len(ats), min(ats, default=0.0)
 
 

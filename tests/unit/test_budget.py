@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.unit.test_inference_router import Attempt
 from ziggurat import Client, RunParked, llm, task, workflow
+from ziggurat.clock import Clock
 from ziggurat.errors import BudgetExceeded, ConfigurationError, EndpointUnreachable, InferenceError, RateLimited
 from ziggurat.inference.backends.scripted import Behaviour, Reply, create
 from ziggurat.inference.interface import EndpointConfig, ModelConfig, Price
@@ -26,6 +27,7 @@ from ziggurat.inference.router import Router
 from ziggurat.program.context import TaskInfo, attempting, current_attempt
 from ziggurat.program.llm import ModelCaller, use_models
 from ziggurat.records import Allowance, CallRecord, ChatMessage, Chunk, Completion, Prompt, Usage
+from ziggurat.testing import FakeClock
 
 
 class Dear(ModelCaller):
@@ -74,13 +76,18 @@ async def test_a_spent_budget_parks_and_a_larger_one_resumes(tmp_path: Path) -> 
 
 
 def router(
-    behaviour: Behaviour | None = None, *, budgets: BudgetOptions | None = None, cheap: float = 1.0, **options: Any
+    behaviour: Behaviour | None = None,
+    *,
+    budgets: BudgetOptions | None = None,
+    cheap: float = 1.0,
+    clock: Clock | None = None,
+    **options: Any,
 ) -> Router:
     """Models that cost $10 for a thousand tokens, and a cheap one, with a record of their calls."""
     endpoint = create(EndpointConfig(name="s", kind="scripted", options={"models": ["m", "c"], **options}), behaviour)
     price, low = Price(input=10_000, output=10_000), Price(input=cheap, output=cheap)
     models = {"default": ModelConfig(routes=["s:m"], price=price), "cheap": ModelConfig(routes=["s:c"], price=low)}
-    return Router({"s": endpoint}, models, budgets=budgets, ledger=RECORDS.append, seed=1)
+    return Router({"s": endpoint}, models, budgets=budgets, ledger=RECORDS.append, seed=1, clock=clock)
 
 
 RECORDS: list[CallRecord] = []
@@ -259,7 +266,8 @@ async def overspends(
             raise error
         return Reply(text="word " * words[number])
 
-    models = router(answers, budgets=budgets)
+    # A day that ends on the way would be two budgets.
+    models = router(answers, budgets=budgets, clock=FakeClock())
     models.options = RetryOptions(attempts=1)
     RECORDS.clear()
     turns, refused = asyncio.Semaphore(at_once), 0

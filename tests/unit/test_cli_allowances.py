@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.unit.test_ledger import call
+from ziggurat.clock import SystemClock
 from ziggurat.doors.cli import run_command
 from ziggurat.inference.backends.limits_sqlite import SqliteStore
 from ziggurat.inference.ledger import Attribution, Ledger, day_of
 from ziggurat.inference.limits.interface import Beat, Flow, Hold, Load, Purse, Slots, Take
+
+#: Midway through a minute and a day: use is counted by the minute of the clock, spending by its day.
+NOW = 1_767_268_830.0  # 2026-01-01 12:00:30 UTC
 
 SETTINGS = """
 [queue]
@@ -35,6 +38,7 @@ analyze = "$4"
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(SystemClock, "time", staticmethod(lambda: NOW))
     (tmp_path / "ziggurat.toml").write_text(SETTINGS)
     return tmp_path
 
@@ -74,10 +78,10 @@ def test_limits_in_use_and_calls_that_wait(project: Path, capsys: pytest.Capture
 
 def test_budgets_by_the_ledger_and_by_what_is_reserved(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger(project / ".ziggurat" / "ledger.db")
-    ledger.record(call("a", 3.0, at=time.time()), Attribution(workflow="analyze", namespace="acme"))
+    ledger.record(call("a", 3.0, at=NOW), Attribution(workflow="analyze", namespace="acme"))
     ledger.close()
     store = SqliteStore(project / ".ziggurat" / "limits.db")
-    purse = Purse(key=f"day::{day_of(time.time())}", limit=10.0, soft=8.0, spent=3.5)
+    purse = Purse(key=f"day::{day_of(NOW)}", limit=10.0, soft=8.0, spent=3.5)
     store.run("w", [Hold(id="h", purses=(purse,), most=0.5, likely=0.5)])
     store.close()
     budgets = {one["key"]: one for one in answered(capsys, "budgets")["budgets"]}

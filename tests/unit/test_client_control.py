@@ -166,12 +166,12 @@ async def test_a_wait_can_be_given_up(owner: Client, place: Path) -> None:
     await remote.open()
     await owner.start(control_shout, 1, id="done")
     for _ in range(3):
-        waiting = asyncio.create_task(remote.wait("done", 5.0))
+        waiting = asyncio.create_task(remote.wait("done", 60.0))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-    assert (await remote.wait("done", 5.0)).status == "completed"
+    assert (await remote.wait("done", 60.0)).status == "completed"
     await remote.close()
 
 

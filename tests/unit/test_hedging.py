@@ -60,6 +60,12 @@ class Server(ScriptedEndpoint):
             yield chunk
 
 
+def looked_up(models: Router, *names: str) -> None:
+    """Look the prices of models up now, so that no thread decides when an attempt begins."""
+    for route in [route for name in names for route in models._table.of(name)]:
+        assert route.tariff.version
+
+
 class World:
     """A router over two servers, and a clock that the test moves."""
 
@@ -76,8 +82,7 @@ class World:
             budgets=budgets,
             seed=1,
         )
-        for route in self.models._table.of("default"):
-            assert route.tariff.price  # Looked up now, so that no thread decides when an attempt begins.
+        looked_up(self.models, "default", *(f"{s.name}:m" for s in self.servers))
 
     async def settle(self) -> None:
         for _ in range(50):
@@ -246,6 +251,7 @@ async def test_another_replica_is_asked_before_another_model() -> None:
         options=RetryOptions(budget_floor=1000),
         clock=(clock := FakeClock()),
     )
+    looked_up(models, "default")
     for replica in replicas:
         replica.held = True
     call = asyncio.create_task(models.complete(user(session="s")))
