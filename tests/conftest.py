@@ -38,7 +38,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _heard_logs() -> None:
-    """Loggers of ours speak: the import linter configures logging when it runs, and that disables all loggers that exist."""
+    """Loggers of ours speak, to whoever listens: the import linter disables all loggers that exist when it runs, and a command that ran in
+    this process took the logs for its own stderr.
+    """
+    ours = logging.getLogger("ziggurat")
+    ours.handlers.clear()
+    ours.propagate = True
+    ours.setLevel(logging.NOTSET)
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("ziggurat") and isinstance(logger, logging.Logger):
             logger.disabled = False

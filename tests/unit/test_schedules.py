@@ -251,7 +251,7 @@ async def test_the_run_before_is_cancelled_for_the_newest_moment(tmp_path: Path)
         await c.put(held, every=MINUTE, overlap="cancel")
         await c.advance(MINUTE)
         await c.advance(MINUTE)
-        assert (await c.s.engine.wait("s~20260501T100100Z", 10)).status == "cancelled"
+        assert (await c.s.engine.wait("s~20260501T100100Z", 60)).status == "cancelled"
         await c.comes_to_wait("s~20260501T100200Z")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,12 @@ CHOICES: dict[str, list[Any]] = {
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> store.Reader:
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[store.Reader]:
     path = tmp_path_factory.mktemp("lists") / "state.db"
     fill(path)
-    return store.Reader(path)
+    made = store.Reader(path)
+    yield made
+    made.close()
 
 
 def test_every_combination_of_filters_finds_what_fits_newest_first(reader: store.Reader) -> None:
@@ -148,6 +151,7 @@ def test_tags_go_with_their_run(tmp_path: Path) -> None:
     assert connection.execute("SELECT count(*) FROM tags").fetchone() == (sum(len(run.tags) for run in kept),)
     connection.execute("DELETE FROM runs")
     assert connection.execute("SELECT count(*) FROM tags").fetchone() == (0,)
+    connection.close()
 
 
 @pytest.mark.parametrize(

@@ -404,7 +404,8 @@ class Worker:
     def _stop_lost(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
             attempt = self._held.get(delivery.message.id)
-            if attempt is not None and attempt.delivery is delivery and not attempt.done:
+            # Whoever renews may find it lost again before this loop has had its turn: it is lost once.
+            if attempt is not None and attempt.delivery is delivery and not attempt.done and attempt.stop_reason != "lost":
                 self._fenced(attempt)
                 self._executor.stop(attempt, "lost", "The lease of this attempt went to another worker.")
 
