@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -34,6 +36,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(SCRUBBED_PREFIXES) and name not in KEPT:
             monkeypatch.delenv(name)
+
+
+async def clear_of_midnight(seconds: float = 30.0) -> None:
+    """Wait until there are so many seconds of the UTC day left: budgets of a day begin anew at midnight."""
+    left = 86_400.0 - time.time() % 86_400.0
+    if left < seconds:
+        await asyncio.sleep(left + 0.1)
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,12 @@ def free_port(*beside: int) -> int:
     raise RuntimeError("No port is free on the loopback interface.")
 
 
+def listens(port: int) -> bool:
+    """Say whether somebody listens on a port of the loopback interface."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def _claim(folder: Path, port: int) -> int | None:
     """Take a port for this process; returns the descriptor that holds it, or None if it is another's."""
     claim = os.open(folder / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

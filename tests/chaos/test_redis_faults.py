@@ -137,7 +137,7 @@ async def test_a_restart_leaves_no_call_stuck_and_loses_nothing(how: str) -> Non
 async def test_a_frozen_server_makes_calls_give_up_and_they_work_again_when_it_thaws(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with opened(server.url, patience=0.5) as queue:
+    async with opened(server.url, patience=2.0) as queue:
         waiting = asyncio.create_task(take(queue, 1))
         await asyncio.sleep(0.1)
         server.pause()
@@ -188,13 +188,13 @@ async def test_an_emptied_server_is_filled_again_and_old_deliveries_are_fenced(s
 
 
 async def test_a_full_server_refuses_new_messages_and_lets_workers_finish(server: RedisServer) -> None:
-    async with opened(server.url, patience=0.3) as queue:
+    async with opened(server.url, patience=1.0) as queue:
         await queue.send(messages(20, payload=Raw(b'"%s"' % (b"x" * 10_000))))
         server.command("CONFIG", "SET", "maxmemory", "1mb")
         with pytest.raises(QueueUnavailable, match="out of memory"):
             await queue.send(messages(1))
         # It takes part from the start, too: workers must come up to make room.
-        async with opened(server.url, patience=0.3) as other:
+        async with opened(server.url, patience=1.0) as other:
             with pytest.raises(QueueUnavailable, match="out of memory"):
                 await other.send(messages(1))
         taken = await take(queue, 20)
@@ -208,21 +208,21 @@ async def test_a_full_server_refuses_new_messages_and_lets_workers_finish(server
 
 
 async def test_a_read_only_replica_is_refused_and_a_demoted_primary_is_waited_out(server: RedisServer) -> None:
-    async with opened(server.url, patience=0.5) as queue, opened(server.url) as patient:
+    async with opened(server.url, patience=2.0) as queue, opened(server.url) as patient:
         await queue.send(messages(1))
         waiting = asyncio.create_task(take(patient, 2))
         server.command("REPLICAOF", "127.0.0.1", free_port())
         with pytest.raises(QueueUnavailable, match="read-only replica: name the primary"):
             await queue.send(messages(1))
         with pytest.raises(QueueUnavailable, match="read-only replica"):
-            await RedisQueue(server.url, patience=0.2).open()
+            await RedisQueue(server.url, patience=1.0).open()
         server.command("REPLICAOF", "NO", "ONE")
         await queue.send(messages(1))
         await finish(queue, await waiting)
 
 
 async def test_a_server_that_cannot_save_is_told(server: RedisServer) -> None:
-    async with opened(server.url, patience=0.3) as queue:
+    async with opened(server.url, patience=1.0) as queue:
         # A primary that must have replicas and has none refuses writes, as one with a full disk does.
         server.command("CONFIG", "SET", "min-replicas-to-write", 1)
         with pytest.raises(QueueUnavailable, match=r"refuses a command: NOREPLICAS"):

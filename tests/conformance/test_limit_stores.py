@@ -9,7 +9,7 @@ import pytest
 
 pytest.register_assert_rewrite("ziggurat.testing.limit_suite")
 
-from tests.conformance.redis_servers import REDIS_8, RedisServer, redis_server, running_cluster  # noqa: E402, F401
+from tests.conformance.redis_servers import REDIS_8, RedisServer, patient, redis_server, running_cluster  # noqa: E402, F401
 from tests.conftest import missing_service  # noqa: E402
 from ziggurat.errors import SettingsError  # noqa: E402
 from ziggurat.inference.backends.limits_redis import RedisStore  # noqa: E402
@@ -55,8 +55,9 @@ class TestSqlite(LimitStoreSuite):
 
 class TestRedis(LimitStoreSuite):
     @pytest.fixture(autouse=True)
-    def _server(self, redis_server: RedisServer) -> Iterator[None]:  # noqa: F811
+    def _server(self, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:  # noqa: F811
         self.server = redis_server
+        patient(monkeypatch)
         self.made: list[RedisStore] = []
         yield
         for store in self.made:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.redis_servers import FLAVOURS, running
+from tests.conformance.redis_servers import FLAVOURS, patient, running
 from tests.conftest import missing_service
 from ziggurat.errors import LayerUnreachable
 from ziggurat.inference.backends.shelf_redis import RedisShelf
@@ -22,8 +22,9 @@ LATER = NOW + 3600.0
 
 
 @pytest.fixture(params=["sqlite", *FLAVOURS])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Return what opens the same shelf again."""
+    patient(monkeypatch)
     opened: list[Shelf] = []
 
     def keep(shelf: Shelf) -> Shelf:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.redis_servers import FLAVOURS, running
+from tests.conformance.redis_servers import FLAVOURS, patient, running
 from tests.conftest import missing_service
 from ziggurat.errors import LayerUnreachable
 from ziggurat.inference.backends.switches_redis import RedisSwitches
@@ -19,8 +19,9 @@ A, B = Switch(routes=["x:a"]), Switch(routes=["x:b", "y:c"], weights=[0.25, 0.75
 
 
 @pytest.fixture(params=["file", *FLAVOURS])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Return what opens the same book again."""
+    patient(monkeypatch)
     if request.param == "file":
         yield lambda: FileSwitches(tmp_path / "deep" / "models.json")
         return

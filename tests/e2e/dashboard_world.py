@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from tests.conftest import missing_service
 from tests.e2e.conftest import Project
-from tests.ports import free_port
+from tests.ports import free_port, listens
 
 #: Milliseconds after which something that must come has not come.
 PATIENCE = 90_000
@@ -246,4 +246,5 @@ def begin(project: Project, *, server: str = "") -> str:
     project.write("ziggurat.toml", SETTINGS.format(port=port, server=server))
     project.begin("serve", "--no-workers")
     project.until_served()
+    project.until(lambda: listens(port), "the API listens")  # A moment after the state has an owner.
     return f"http://127.0.0.1:{port}"

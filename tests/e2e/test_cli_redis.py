@@ -60,7 +60,7 @@ def _site(project: Project, server: RedisServer) -> Project:
     return project
 
 
-def configure(project: Project, url: str, name: str = "ziggurat.toml", modules: str = "sums") -> Path:
+def configure(project: Project, url: str, name: str = "ziggurat.toml", modules: str = "sums", deliveries: int = 2) -> Path:
     return project.write(
         name,
         f"""
@@ -72,7 +72,7 @@ def configure(project: Project, url: str, name: str = "ziggurat.toml", modules: 
         backend = "redis"
         url = "{url}"
         lease = "4s"
-        max_deliveries = 2
+        max_deliveries = {deliveries}
         """,
     )
 
@@ -177,6 +177,7 @@ def test_a_server_that_dies_and_comes_back_empty(site: Project, server: RedisSer
         site.until(lambda c=command, s=sentence: s in said(site, c), f"{command} says so")  # type: ignore[misc]
     server.start()
     assert result_of(site, "quadruple", "after") == 28
+    site.until(lambda: "can use its queue again" in said(site, "worker"), "every verb of the worker works again")
     for process in (working, serving):
         process.terminate()
         assert process.wait(HUNG) == 0
@@ -205,8 +206,9 @@ def test_a_server_without_memory(site: Project, server: RedisServer) -> None:
 
 def test_a_task_that_no_worker_knows(site: Project, server: RedisServer) -> None:
     site.write("later.py", LATER)
-    old = configure(site, server.url, "old.toml")
-    new = configure(site, server.url, "new.toml", modules="later")
+    # Three: the second comes two seconds after the first and the last six after that, so that "left" is alive when its worker goes.
+    old = configure(site, server.url, "old.toml", deliveries=3)
+    new = configure(site, server.url, "new.toml", modules="later", deliveries=3)
     serving, working = (
         site.begin("serve", "--no-workers", "--no-api", "--config", str(new)),
         begin_logged(site, "worker", "--config", str(old)),

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import clear_of_midnight
 from tests.integration.api_server import PATIENCE, Caller, api
 from ziggurat import llm, workflow
 
@@ -52,6 +53,7 @@ async def start(caller: Caller, id: str, namespace: str, workflow: str = "write"
 
 
 async def test_budgets_show_what_is_spent_and_who_is_parked(tmp_path: Path) -> None:
+    await clear_of_midnight()
     async with api(tmp_path, write, wait_in_line, more=settings(tmp_path), auth="always") as served:
         admin = served.key("root", "admin")
         acme, rich = served.key("a", "viewer", "acme"), served.key("r", "viewer", "rich")

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.conftest import clear_of_midnight
 from tests.integration.gateway_world import HELLO, world
 from ziggurat.doors.gateway.callers import Caller
 from ziggurat.doors.gateway.keyring import create_key, revoke_key
@@ -488,6 +489,7 @@ async def test_a_key_that_calls_too_often_waits_a_little_and_is_then_told_to_com
 
 
 async def test_a_key_spends_its_budget_and_no_more(tmp_path: Path) -> None:
+    await clear_of_midnight()
     # A call costs a dollar: a million tokens at a dollar for a million.
     upstream = FaultyUpstream(lambda prompt, asked: Reply(text="hi", input_tokens=500_000, output_tokens=500_000))
     path = tmp_path / "gateway.db"

@@ -103,7 +103,7 @@ async def listed(orchestrator: Any, *ids: str) -> None:
 
 
 async def gone(orchestrator: Any, *ids: str) -> None:
-    """Wait until the server has deleted these runs."""
+    """Wait until the server has deleted these runs, and visibility, by which a sweep goes, has heard of it."""
     async with asyncio.timeout(PATIENCE):
         for id in ids:
             while True:
@@ -112,6 +112,8 @@ async def gone(orchestrator: Any, *ids: str) -> None:
                 except UnknownName:
                     break
                 await asyncio.sleep(0.1)
+        while set(ids) & {run.id for run in await orchestrator.list(RunFilter(limit=-1))}:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 async def sweep(orchestrator: Any) -> int:

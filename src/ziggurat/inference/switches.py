@@ -185,6 +185,8 @@ class FileSwitches(SwitchStore):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with (self._path.with_name(f"{self._path.name}.lock")).open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
+                # What is in the file counts, not what was read before: within a tick of the clock an inode may come again.
+                self._seen = None
                 if self.read().version != over:
                     return False
                 fresh = self._path.with_name(f"{self._path.name}.new")

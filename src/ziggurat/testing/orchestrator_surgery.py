@@ -369,7 +369,14 @@ class SurgeryPromises(OrchestratorHarness):
             await self.result(done)
             with pytest.raises(Conflict, match=going):
                 await orchestrator.purge(RunFilter(search=going))
-            assert await orchestrator.purge(RunFilter(search=self.name, status=("completed",))) == 1
+            completed = RunFilter(search=self.name, status=("completed",))
+
+            async def shows() -> bool:
+                return [run.id for run in await orchestrator.list(completed)] == [done]
+
+            if not orchestrator.capabilities.immediate_list:
+                await self.until(shows)
+            assert await orchestrator.purge(completed) == 1
             await self.send(going, "a", 1)
             assert await self.result(going) == [1]
             if not orchestrator.capabilities.immediate_purge:

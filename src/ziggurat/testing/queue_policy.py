@@ -151,7 +151,11 @@ class PolicyPromises(QueueHarness):
                 assert came <= rate.burst + rate.per_second * (self.now() - started) + 1
                 if came >= 3 and neighbours:
                     await queue.send(neighbours)
-                    assert ids(await self.take(queue, 1, worker="w2")) == [neighbours.pop().id]
+                    # Where time is real, a token may have come meanwhile, and its message is older than the neighbour.
+                    while ids(await self.take(queue, 1, worker="w2")) != [neighbours[0].id]:
+                        came += 1
+                    neighbours.pop()
+                    assert came < 9, "limited messages must not hold others back"
                 if came == 9:
                     break
                 await self.passing(0.125)
@@ -230,10 +234,10 @@ class PolicyPromises(QueueHarness):
                 pytest.skip("declared: no presence")
             baseline = await self.storage(queue)
             await queue.announce([Presence(worker="silent")], ttl=self.lease)
-            await self.passing(self.lease / 2)
+            await self.passing(self.lease / 4)
             await queue.announce([Presence(worker="alive")], ttl=LONG)
             assert len(await queue.workers()) == 2
-            await self.passing(self.lease * 0.6)
+            await self.passing(self.lease * 0.85)
             assert [worker.worker for worker in await queue.workers()] == ["alive"]
             await queue.announce([Presence(worker="alive")], ttl=0.0)
             assert await self.storage(queue) == baseline, "a record that is over takes no room"

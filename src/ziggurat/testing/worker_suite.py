@@ -305,6 +305,8 @@ class LeasePromises(WorkerHarness):
                 first.keeper.muted = False
                 await first.renew_leases()
                 await gates.passed("lost.cancelled")
+                # Ending a worker takes a while on a busy machine.
+                assert await queue.extend([taken]) == set()
             assert first.tally.lost == 1
             await self.assert_no_outcome(queue)
             await self.finish(queue, [taken])
@@ -341,11 +343,11 @@ class LeasePromises(WorkerHarness):
             gates[f"grace-{task}.out"].set()
 
     def short_lease(self) -> float:
-        """A lease that a test can outlive by waiting."""
-        return 1.5
+        """A lease that a test can outlive by waiting, and that a machine which stalls for a second does not lose."""
+        return 3.0
 
     async def several_leases(self, lease: float) -> None:
-        await asyncio.sleep(2.5 * lease)
+        await asyncio.sleep(2.0 * lease)
 
     async def test_heartbeat_details_survive_the_worker(self) -> None:
         async with self.opened(lease=self.lease) as queue:

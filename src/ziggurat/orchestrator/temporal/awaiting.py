@@ -19,6 +19,7 @@ from ziggurat.records import Awaited, Run, RunFilter, StepView
 
 #: Waiting runs looked at for one list, the newest first; runs asked side by side; and runs whose answer is remembered.
 LOOKED_AT, _AT_ONCE, _REMEMBERED = 1000, 16, 20_000
+_OPEN = ("scheduled", "running", "retrying", "waiting")
 
 
 class Awaiting:
@@ -54,11 +55,15 @@ class Awaiting:
             try:
                 info = (await self._reader.describe(run.id)).workflow_execution_info
                 key = (info.execution.run_id, info.history_length)
-                if key not in self._known:
-                    waits = [step for step in await self._steps(run.id) if step.kind == "signal" and step.status == "waiting"]
-                    self._known[key] = [Awaited(step.step, step.name, step.requested_at) for step in waits]
-                    if len(self._known) > _REMEMBERED:
-                        self._known.popitem(last=False)
+                if key in self._known:
+                    return replace(run, awaits=self._known[key])
+                steps = [step for step in await self._steps(run.id) if step.status in _OPEN]
             except UnknownName:
                 return run  # It is gone meanwhile.
-        return replace(run, awaits=self._known[key])
+        waits = [Awaited(step.step, step.name, step.requested_at) for step in steps if step.kind == "signal"]
+        # A run that seems to wait for nothing was asked of a worker that did not answer: it is asked again.
+        if steps:
+            self._known[key] = waits
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return replace(run, awaits=waits)
