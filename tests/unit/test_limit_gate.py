@@ -222,7 +222,7 @@ def drained(line: Line[Waits], now: float = 0.0) -> list[str]:
     names = []
     while (found := line.next(now)) is not None:
         names.append(found.name)
-        line.remove(found)
+        line.serve(found, now)
     return names
 
 
@@ -250,7 +250,7 @@ def test_no_level_starves_however_many_higher_calls_come(arrivals: list[int]) ->
         found = line.next(float(turn))
         assert found is not None
         names.append(found.name)
-        line.remove(found)
+        line.serve(found, float(turn))
     assert "patient" in names
     assert AGEING < 61
 

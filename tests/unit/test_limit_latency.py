@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 
 from ziggurat.inference.interface import Limits
+from ziggurat.inference.limits import line
 from ziggurat.inference.limits.gate import Gate
 from ziggurat.inference.limits.keeper import Keeper
+from ziggurat.inference.limits.line import AGEING
 from ziggurat.inference.limits.process import ProcessStore
 from ziggurat.inference.limits.tickets import Demand
 from ziggurat.testing.clock import FakeClock
 
-#: Seconds of the simulation, and of one step of its clock.
-SPAN, STEP = 30.0, 0.05
+#: Seconds of the simulation, in which the backlog grows older than any ageing, and of one step of its clock.
+SPAN, STEP = 90.0, 0.1
 TOKENS = 100.0
 
 
@@ -72,9 +74,9 @@ async def simulate(gates: int, *, flood: bool, **limits: Any) -> World:
     steps = int(SPAN / STEP)
     for number in range(steps):
         now = number * STEP
-        # A burst of 60 low calls every ten seconds, on top of two that never end.
-        if flood and number % int(10 / STEP) == 0:
-            for _ in range(60):
+        # Low calls come in bursts; the first is a backlog of more than a minute.
+        if flood and number % int(20 / STEP) == 0:
+            for _ in range(40 if number else 250):
                 world.call(gates - 1, "low", chance.uniform(0.5, 1.5))
         while next_high <= now:
             world.call(0, "high", random.Random(next_high).uniform(0.8, 1.2))
@@ -106,3 +108,24 @@ async def test_high_calls_stay_within_half_of_their_unloaded_latency_while_low_o
     # The low ones are served all the same, from what is left, and it is they who wait.
     assert len(loaded.latencies["low"]) > 30
     assert p99(loaded.latencies["low"]) > 2 * p99(loaded.latencies["high"])
+
+
+@pytest.mark.parametrize("ageing", [AGEING, 1e9])
+async def test_low_calls_are_served_now_and_then_though_high_ones_would_take_all(
+    ageing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "AGEING", ageing)
+    world = World(1, tokens_per_minute=30_000)
+    for _ in range(60):  # Nothing is left of the burst.
+        world.call(0, "high", 1.0)
+    await world.step()
+    for _ in range(5):
+        world.call(0, "low", 1.0)
+    for number in range(int(75 / STEP)):
+        if number % 10 == 0:  # Six a second, where five may start.
+            for _ in range(6):
+                world.call(0, "high", 1.0)
+        await world.step()
+    served = len(world.latencies["low"])
+    await world.end()
+    assert (served > 0) == (ageing == AGEING), "a level that is not served for a minute has its turn"

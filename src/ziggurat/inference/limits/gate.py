@@ -24,7 +24,7 @@ from ziggurat.inference.interface import Limits, Reported
 from ziggurat.inference.limits.book import EPSILON
 from ziggurat.inference.limits.interface import Answer, Cool, Flow, Give, Load, Slots, Take, Taken
 from ziggurat.inference.limits.keeper import Keeper
-from ziggurat.inference.limits.line import Line, effective
+from ziggurat.inference.limits.line import Line
 from ziggurat.inference.limits.tickets import Demand, Rule, Share, SlotShare, Ticket
 from ziggurat.inference.retrying import CoolDown
 
@@ -315,7 +315,7 @@ class Gate:
                     self._alarm(self._line.wait(now))
                     return
                 if self._draw(ticket, now):
-                    self._line.remove(ticket)
+                    self._line.serve(ticket, now)
                     self._admit(ticket, now)
                     self._settle_line()
                     continue
@@ -342,8 +342,7 @@ class Gate:
                 if mine.used >= mine.has:
                     want = min(len(self._line), 8) if self._keeper.remote else 1
                     slots.append(Slots(key=f"{rule.key}:calls", limit=limit, want=max(1, want)))
-        priority = effective(ticket.priority, now - ticket.since)
-        return Take(gate=self.name, flows=tuple(flows), slots=tuple(slots), priority=priority)
+        return Take(gate=self.name, flows=tuple(flows), slots=tuple(slots), priority=self._line.priority(ticket, now))
 
     def _answered(self, ticket: Ticket, take: Take, answers: list[Answer]) -> None:
         [taken] = answers
@@ -358,7 +357,7 @@ class Gate:
                 # It may have been cancelled meanwhile: then what was taken waits for the next one, or is given back. Or another call has
                 # turned out longer than estimated, and what is in hand is too little again: then it keeps its place.
                 if ticket in self._line and self._draw(ticket, now):
-                    self._line.remove(ticket)
+                    self._line.serve(ticket, now)
                     self._admit(ticket, now + taken.delay)
                     self._settle_line()
             else:

@@ -1,8 +1,11 @@
 """Who is next before a gate: levels by weight with ageing, tenants in turns, then first come, first served.
 
     level 1 ── tenant a: ▮▮▮        Levels take turns in proportion to their weights (smooth weighted round-robin, nginx's method), so a
-            └─ tenant b: ▮          flood of low calls costs a high one a turn at most, and no level starves. A level whose next call
-    level 3 ── tenant a: ▮▮▮▮▮      has waited AGEING seconds counts as one higher. Within a level tenants take turns.
+            └─ tenant b: ▮          flood of low calls costs a high one a turn at most, and no level starves. A level that was not
+    level 3 ── tenant a: ▮▮▮▮▮      served for AGEING seconds counts as one higher. Within a level tenants take turns.
+
+Ageing goes by when the level was last served, not by how long its next call has waited: a backlog of low calls that takes minutes, but is
+being worked off, starves nobody, and must not come to stand beside the high ones once it is a minute old.
 
 Pure: the time is passed in, nothing is locked. A place that cannot go on is blocked for a while and does not hold the others.
 """
@@ -34,6 +37,9 @@ class Line(Generic[W]):
     def __init__(self) -> None:
         self._levels: dict[int, OrderedDict[str, deque[W]]] = {}
         self._credit: dict[int, float] = dict.fromkeys(WEIGHTS, 0.0)
+        self._served: dict[int, float] = {}
+        #: The turn that `next` gave last: its level, and what each level that could have had it is due.
+        self._turn: tuple[int, dict[int, float]] = (0, {})
         #: Until when levels from a number on wait, and until when a tenant does.
         self._levels_until: dict[int, float] = {}
         self._tenants_until: dict[str, float] = {}
@@ -51,6 +57,23 @@ class Line(Generic[W]):
         level = min(max(call.priority, 1), 5)
         self._levels.setdefault(level, OrderedDict()).setdefault(call.tenant, deque()).append(call)
         self._count += 1
+
+    def serve(self, call: W, now: float) -> None:
+        """Let the call whose turn it is go on. A turn that came to nothing counts for nobody: its level keeps its claim to the next."""
+        chosen, due = self._turn
+        for level, weight in due.items():
+            self._credit[level] += weight
+        if due:
+            self._credit[chosen] -= sum(due.values())
+            self._turn = (0, {})
+        self._served[min(max(call.priority, 1), 5)] = now
+        self.remove(call)
+
+    def priority(self, call: W, now: float) -> float:
+        """Return a call's priority, lifted by one level for each AGEING seconds that its level was not served."""
+        level = min(max(call.priority, 1), 5)
+        since = max(call.since, self._served.get(level, call.since))
+        return max(1.0, level - max(0.0, now - since) / AGEING)
 
     def remove(self, call: W) -> bool:
         """Let a call wait no longer; says whether it did. Its tenant goes to the end of its level: it had its turn."""
@@ -83,7 +106,7 @@ class Line(Generic[W]):
         self._tenants_until.clear()
 
     def next(self, now: float) -> W | None:
-        """Take a turn and return the call whose turn it is, which stays in the line; None if all places are blocked."""
+        """Return the call whose turn it is, which stays in the line until it is served; None if all places are blocked."""
         heads: dict[int, W] = {}
         for level, tenants in self._levels.items():
             if any(at <= level and until > now for at, until in self._levels_until.items()):
@@ -91,16 +114,12 @@ class Line(Generic[W]):
             head = next((c[0] for t, c in tenants.items() if self._tenants_until.get(t, 0.0) <= now), None)
             if head is not None:
                 heads[level] = head
+        self._turn = (0, {})
         if len(heads) <= 1:
             return next(iter(heads.values()), None)
-        total, chosen = 0.0, 0
-        for level, head in heads.items():
-            weight = WEIGHTS[max(1, int(effective(level, now - head.since)))]
-            total += weight
-            self._credit[level] += weight
-            if not chosen or (self._credit[level], -level) > (self._credit[chosen], -chosen):
-                chosen = level
-        self._credit[chosen] -= total
+        due = {level: float(WEIGHTS[int(self.priority(head, now))]) for level, head in heads.items()}
+        chosen = max(heads, key=lambda level: (self._credit[level] + due[level], -level))
+        self._turn = (chosen, due)
         return heads[chosen]
 
     def wait(self, now: float) -> float:
@@ -115,8 +134,3 @@ class Line(Generic[W]):
     def calls(self) -> list[W]:
         """Return all that wait."""
         return [call for tenants in self._levels.values() for calls in tenants.values() for call in calls]
-
-
-def effective(priority: int, waited: float) -> float:
-    """Return a priority lifted by waiting: one level for each AGEING seconds."""
-    return max(1.0, min(max(priority, 1), 5) - max(0.0, waited) / AGEING)
