@@ -95,9 +95,8 @@ async def hang_up_at_once(request: web.Request, prompt: Prompt) -> web.StreamRes
 
 async def test_sessions_stay_and_only_those_of_a_lost_replica_move(pool: Pool) -> None:
     models = pool.router()
-    sessions = [
-        f"conversation {n}" for n in range(60)
-    ]  # The ports are chance: with thirty, a replica had none once in 60,000 times.
+    # The ports are chance: with thirty sessions, a replica had none once in 60,000 times.
+    sessions = [f"conversation {n}" for n in range(60)]
     homes: dict[str, str] = {}
     for session in sessions:
         await models.complete(user(session=session))

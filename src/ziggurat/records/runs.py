@@ -180,6 +180,11 @@ class StepView(Struct, frozen=True, omit_defaults=True, kw_only=True):
     error: ErrorInfo | None = None
     detail: str = ""
 
+    @property
+    def open(self) -> bool:
+        """True while the step is under way, or waits."""
+        return self.status in ("scheduled", "running", "retrying", "waiting")
+
 
 class RunEvent(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What a watcher of a run sees, in order: an event of the history, a step's change, progress, or the run's new status."""

@@ -28,7 +28,6 @@ FRAMES_PER_SECOND = 8
 #: Characters of streamed or emitted text shown for a step.
 TAIL = 100
 
-OPEN = frozenset({"scheduled", "running", "retrying", "waiting"})
 _SETTLED = {"step_completed": "completed", "step_failed": "failed", "timer_fired": "completed", "signal_received": "completed"}
 STATUS_STYLES = {
     "completed": "green",
@@ -197,8 +196,8 @@ def visible_steps(steps: Iterable[StepView], rows: int) -> tuple[list[StepView],
     every = sorted(steps, key=lambda s: s.step)
     if len(every) <= rows:
         return every, 0
-    urgent = [s for s in every if s.status in OPEN][:rows]
-    rest = [s for s in every if s.status not in OPEN]
+    urgent = [s for s in every if s.open][:rows]
+    rest = [s for s in every if not s.open]
     kept = rest[len(rest) - max(0, rows - len(urgent)) :]
     return sorted([*urgent, *kept], key=lambda s: s.step), len(every) - len(urgent) - len(kept)
 
@@ -285,7 +284,7 @@ def usage_text(usage: Usage) -> str:
 def _duration(step: StepView) -> str:
     if step.started_at is None:
         return ""
-    end = step.ended_at if step.status not in OPEN else time.time()
+    end = step.ended_at if not step.open else time.time()
     return human_seconds(max(0.0, end - step.started_at)) if end is not None else ""
 
 

@@ -49,12 +49,12 @@ class Line(Generic[W]):
         return self._count
 
     def __contains__(self, call: W) -> bool:
-        tenants = self._levels.get(min(max(call.priority, 1), 5))
+        tenants = self._levels.get(_level(call))
         return tenants is not None and call in tenants.get(call.tenant, ())
 
     def add(self, call: W) -> None:
         """Let a call wait at the end of its place."""
-        level = min(max(call.priority, 1), 5)
+        level = _level(call)
         self._levels.setdefault(level, OrderedDict()).setdefault(call.tenant, deque()).append(call)
         self._count += 1
 
@@ -66,18 +66,18 @@ class Line(Generic[W]):
         if due:
             self._credit[chosen] -= sum(due.values())
             self._turn = (0, {})
-        self._served[min(max(call.priority, 1), 5)] = now
+        self._served[_level(call)] = now
         self.remove(call)
 
     def priority(self, call: W, now: float) -> float:
         """Return a call's priority, lifted by one level for each AGEING seconds that its level was not served."""
-        level = min(max(call.priority, 1), 5)
+        level = _level(call)
         since = max(call.since, self._served.get(level, call.since))
         return max(1.0, level - max(0.0, now - since) / AGEING)
 
     def remove(self, call: W) -> bool:
         """Let a call wait no longer; says whether it did. Its tenant goes to the end of its level: it had its turn."""
-        level = min(max(call.priority, 1), 5)
+        level = _level(call)
         tenants = self._levels.get(level)
         calls = tenants.get(call.tenant) if tenants is not None else None
         if tenants is None or calls is None or call not in calls:
@@ -98,7 +98,7 @@ class Line(Generic[W]):
         if tenant_only:
             self._tenants_until[call.tenant] = until
         else:
-            self._levels_until[min(max(call.priority, 1), 5)] = until
+            self._levels_until[_level(call)] = until
 
     def unblock(self) -> None:
         """Let all places try again: something has come back."""
@@ -134,3 +134,7 @@ class Line(Generic[W]):
     def calls(self) -> list[W]:
         """Return all that wait."""
         return [call for tenants in self._levels.values() for calls in tenants.values() for call in calls]
+
+
+def _level(call: Waiting) -> int:
+    return min(max(call.priority, 1), 5)

@@ -8,6 +8,9 @@ from msgspec import Struct
 
 from ziggurat.inference.interface import Limits
 
+#: Seconds of its recent use that a process takes in advance.
+AHEAD = 0.5
+
 
 class Demand(Struct, frozen=True, kw_only=True):
     """What a call wants of a gate."""
@@ -60,10 +63,6 @@ class Ticket:
         self.start_at = 0.0
         self.loop: asyncio.AbstractEventLoop | None = None
         self.future: asyncio.Future[None] | None = None
-
-
-#: Seconds of its recent use that a process takes in advance.
-AHEAD = 0.5
 
 
 class Share:

@@ -19,7 +19,6 @@ from ziggurat.records import Awaited, Run, RunFilter, StepView
 
 #: Waiting runs looked at for one list, the newest first; runs asked side by side; and runs whose answer is remembered.
 LOOKED_AT, _AT_ONCE, _REMEMBERED = 1000, 16, 20_000
-_OPEN = ("scheduled", "running", "retrying", "waiting")
 
 
 class Awaiting:
@@ -57,7 +56,7 @@ class Awaiting:
                 key = (info.execution.run_id, info.history_length)
                 if key in self._known:
                     return replace(run, awaits=self._known[key])
-                steps = [step for step in await self._steps(run.id) if step.status in _OPEN]
+                steps = [step for step in await self._steps(run.id) if step.open]
             except UnknownName:
                 return run  # It is gone meanwhile.
         waits = [Awaited(step.step, step.name, step.requested_at) for step in steps if step.kind == "signal"]
